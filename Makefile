@@ -1,0 +1,46 @@
+# What one can do here. `make help` prints this list.
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint protos lock clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+help: ## print what one can do
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+run: .venv/installed ## start the mesh on embedded stores (FEEDMESH_HTTP_PORT, FEEDMESH_DATA_DIR); Ctrl-C stops it
+	@exec $(BIN)/python -m launch --die-with-parent
+
+demo: .venv/installed ## load a real social graph into the mesh (starting one if none runs), then drive it for a minute
+	@exec $(BIN)/python -m bench.demo
+
+test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
+	@exec $(BIN)/python -m pytest
+
+lint: .venv/installed ## formatting, lint, types, import contracts, contracts, and that generated code is current
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	rm -rf .venv/generated
+	$(BIN)/python protos/generate.py --lint .venv/generated
+	diff -r --exclude=__pycache__ .venv/generated/feedmesh feedmesh
+
+protos: .venv/installed ## generate feedmesh/ from protos/
+	rm -rf feedmesh
+	$(BIN)/python protos/generate.py .
+
+lock: .venv/installed ## pin the dependencies of pyproject.toml in requirements.lock
+	$(BIN)/pip-compile --quiet --all-extras --generate-hashes --strip-extras --allow-unsafe \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+	    --output-file requirements.lock pyproject.toml
+
+clean: ## remove the virtual environment and caches (data in .data stays)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The project itself is not installed: commands run from this folder. The stamp makes an interrupted install begin anew.
+.venv/installed: requirements.lock
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@

@@ -1,0 +1,32 @@
+"""Packed members: how candidates of a feed travel and are stored. The format is the contracts' (post.proto).
+
+A member is 21 bytes: the ids of a post, of its author, and of the original that a plain share repeats (the post's own
+id otherwise), each a big-endian unsigned integer of 7 bytes. Ids have 53 bits, so 7 bytes hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+MEMBER_BYTES = 21
+Members = npt.NDArray[np.int64]
+"""Shape (n, 3): post id, author id, original id."""
+
+
+def pack(rows: Iterable[tuple[int, int, int]] | Members) -> bytes:
+    """Packs rows of three ids, each 0 to 2^53-1, in their order."""
+    array = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), dtype=">i8").reshape(-1, 3)
+    return array.view(np.uint8).reshape(-1, 3, 8)[:, :, 1:].tobytes()
+
+
+def unpack(packed: bytes) -> Members:
+    """The rows of packed members, in their order; an array of shape (n, 3).
+
+    Raises ValueError when the length is no multiple of 21.
+    """
+    wide = np.zeros((len(packed) // MEMBER_BYTES, 3, 8), dtype=np.uint8)
+    wide[:, :, 1:] = np.frombuffer(packed, dtype=np.uint8).reshape(-1, 3, 7)
+    return wide.reshape(-1, 24).view(">i8").astype(np.int64)

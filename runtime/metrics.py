@@ -1,0 +1,39 @@
+"""Every metric of the runtime, with its unit and meaning. A service's own are in its `metrics.py`, if it has any."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+GRPC_SERVER_STARTED = Counter(
+    "grpc_server_started_total", "Calls begun at the server.", ["grpc_type", "grpc_service", "grpc_method"]
+)
+GRPC_SERVER_HANDLED = Counter(
+    "grpc_server_handled_total",
+    "Calls ended at the server, by status code.",
+    ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+)
+GRPC_SERVER_HANDLING = Histogram(
+    "grpc_server_handling_seconds",
+    "How long the server took for a call.",
+    ["grpc_type", "grpc_service", "grpc_method"],
+    buckets=LATENCY_BUCKETS_S,
+)
+GRPC_CLIENT_HANDLED = Counter(
+    "grpc_client_handled_total",
+    "Calls ended at the client, by status code.",
+    ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+)
+POSTGRES_CONNECTIONS = Gauge("feedmesh_postgres_connections", "Connections of this process's pool.", ["state"])
+POSTGRES_RETRIES = Counter(
+    "feedmesh_postgres_transaction_retries_total", "Transactions tried again, by Postgres's error class.", ["error"]
+)
+COUNT_DELTAS_FOLDED = Counter("feedmesh_count_deltas_folded_total", "Count deltas added to their totals.", ["table"])
+COUNT_FOLD_SECONDS = Histogram(
+    "feedmesh_count_fold_seconds", "How long one fold took.", ["table"], buckets=LATENCY_BUCKETS_S
+)
+IDEMPOTENT_REPLAYS = Counter(
+    "feedmesh_idempotent_replays_total", "Writes answered from an earlier request with the same key."
+)
+WORKER_ROUNDS = Counter("feedmesh_worker_rounds_total", "Rounds of a worker, by outcome.", ["task", "outcome"])

@@ -1,0 +1,108 @@
+"""A service's database: the pool of connections and transactions that are tried again. SQL is in each `store.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+from pydantic import StringConstraints
+
+from runtime import config, metrics
+
+log = logging.getLogger(__name__)
+
+Dsn = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+"""A connection string of libpq: `postgresql://user@host/database` or `host=… dbname=…`."""
+Connection = AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+T = TypeVar("T")
+
+STATEMENT_TIMEOUT_MS = 8_000
+CONNECTION_WAIT_S = 3.0
+"""How long a request waits for a free connection before it is answered with UNAVAILABLE."""
+MAX_WAITING = 512
+"""Requests that wait for a connection at once; more are answered with UNAVAILABLE at once."""
+ATTEMPTS = 5
+
+
+class PostgresSettings(config.Settings):
+    """What a process with a database can be told besides."""
+
+    postgres_dsn: Dsn
+    """The process's own database."""
+    postgres_pool_size: int = 8
+    """Connections that this process holds at the most."""
+
+
+@asynccontextmanager
+async def connect(settings: PostgresSettings) -> AsyncIterator[Pool]:
+    """A pool of autocommit connections, open for the block. Waits up to 30 s for the database to be there.
+
+    Ends the process with one clear line when it is not.
+    """
+    pool: Pool = AsyncConnectionPool(
+        settings.postgres_dsn,
+        kwargs={
+            "autocommit": True,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout=10000",
+        },
+        min_size=1,
+        max_size=settings.postgres_pool_size,
+        timeout=CONNECTION_WAIT_S,
+        max_waiting=MAX_WAITING,
+        # A connection that a restart of the database broke is replaced before a request gets it.
+        check=AsyncConnectionPool.check_connection,
+        reconnect_timeout=5,
+        open=False,
+    )
+    try:
+        await pool.open(wait=True, timeout=30)
+    except psycopg.OperationalError as error:
+        config.fail(f"{config.PREFIX}POSTGRES_DSN: cannot connect: {' '.join(str(error).split())}")
+    for state, statistic in (("open", "pool_size"), ("idle", "pool_available"), ("waiting", "requests_waiting")):
+        gauge = metrics.POSTGRES_CONNECTIONS.labels(state)
+        gauge.set_function(lambda statistic=statistic: pool.get_stats().get(statistic, 0))  # type: ignore[misc]
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Runs `work` in one transaction and commits it; tries again, at most 5 times, where Postgres asks for that.
+
+    Tried again are serialization failures, deadlocks, and a clash of two ids made in the same millisecond. `work` must
+    do nothing but talk to its connection. Raises what `work` raised; nothing is written then.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            async with pool.connection() as connection, connection.transaction():
+                return await work(connection)
+        except psycopg.Error as error:
+            if attempt == ATTEMPTS or not may_pass(error):
+                raise
+            metrics.POSTGRES_RETRIES.labels(type(error).__name__).inc()
+            await asyncio.sleep(0.002 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def may_pass(error: psycopg.Error) -> bool:
+    """Whether the same transaction may succeed when it is tried again."""
+    if isinstance(error, psycopg.errors.UniqueViolation):
+        # A primary key that is no id of ours is inserted with ON CONFLICT, and so never gets here.
+        return (error.diag.constraint_name or "").endswith("_pkey")
+    return isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected))
+
+
+async def fetch(pool: Pool, query: str, parameters: dict[str, Any] | None = None) -> list[TupleRow]:
+    """All rows of one query on a connection of the pool, outside a transaction."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(query.encode(), parameters)
+        return await cursor.fetchall()

@@ -1,0 +1,89 @@
+"""The life of a process: logs, metrics port, event loop, signals, end. What it does in between is the caller's.
+
+SIGTERM and SIGINT set `stopping`; whoever serves then drains and returns. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import prometheus_client
+import uvloop
+
+from runtime import config, logs, metrics
+
+log = logging.getLogger(__name__)
+
+
+class Process:
+    """A running process: its name, and the event that asks it to end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks the process to drain and end; asked twice, it ends at once with exit code 1."""
+        if self.stopping.is_set():
+            os._exit(1)
+        self.stopping.set()
+
+    async def every(self, interval_s: float, task: str, work: Callable[[], Awaitable[bool]]) -> None:
+        """Runs `work` again and again until the process stops.
+
+        The next round comes at once when `work` says True (there is more), after `interval_s` when it says False, and
+        after a second when it raised, which is logged and counted.
+        """
+        while not self.stopping.is_set():
+            wait_s = interval_s
+            try:
+                wait_s = 0 if await work() else interval_s
+                metrics.WORKER_ROUNDS.labels(task, "ok").inc()
+            except Exception:
+                log.exception("%s failed", task)
+                metrics.WORKER_ROUNDS.labels(task, "failed").inc()
+                wait_s = 1
+            if wait_s:
+                try:
+                    await asyncio.wait_for(self.stopping.wait(), wait_s)
+                except TimeoutError:
+                    continue
+
+
+def run(name: str, settings: config.Settings, serve: Callable[[Process], Awaitable[None]]) -> NoReturn:
+    """Runs `serve` until it returns and ends the process: exit code 0, or 1 where it raised."""
+    logs.configure(name, settings.log_level)
+    host, port = split_address(settings.metrics_address)
+    try:
+        prometheus_client.start_http_server(port, host)
+    except OSError as error:
+        config.fail(f"{config.PREFIX}METRICS_ADDRESS: cannot listen on {settings.metrics_address}: {error.strerror}")
+
+    async def main() -> None:
+        process = Process(name)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stop)
+        await serve(process)
+
+    code = 0
+    try:
+        uvloop.run(main())
+    except Exception:
+        log.exception("%s failed", name)
+        code = 1
+    log.info("ended")
+    logging.shutdown()
+    # Threads of gRPC may outlive the loop and would hold the interpreter's end up.
+    os._exit(code)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (without brackets) and port of `host:port`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

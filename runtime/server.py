@@ -1,0 +1,78 @@
+"""A gRPC server: interceptors, health, reflection, drain. Knows no service.
+
+Health is NOT_SERVING until everything is up, and again from the moment the process is asked to stop, so that callers go
+elsewhere before the drain begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime import config
+from runtime.interceptors import Chain
+from runtime.process import Process
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 5.0
+"""How long calls under way may take to end once the process is asked to stop."""
+MAX_MESSAGE_BYTES = 16 * 2**20
+OPTIONS = (
+    # Without this, two servers bind one port and each silently gets half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Connections end now and then, so that new replicas get their share of callers.
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # What clients ping with (runtime/client.py) must be allowed here.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+Registration = Callable[[grpc.aio.Server], Any]
+"""Adds one servicer, as in `lambda server: add_PostServiceServicer_to_server(servicer, server)`."""
+
+
+async def serve(
+    process: Process,
+    settings: config.ServerSettings,
+    registrations: Iterable[Registration],
+    services: Iterable[ServiceDescriptor],
+) -> None:
+    """Serves until the process is asked to stop, then drains for at most 5 s.
+
+    Ends the process with one clear line when the address is taken.
+    """
+    server = grpc.aio.server(
+        interceptors=[Chain()], options=OPTIONS, maximum_concurrent_rpcs=settings.max_concurrent_rpcs
+    )
+    healthiness = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
+    names = [service.full_name for service in services]
+    for register in registrations:
+        register(server)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    for name in ("", *names):
+        await healthiness.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+    try:
+        port = server.add_insecure_port(settings.grpc_address)
+    except RuntimeError:
+        config.fail(f"{config.PREFIX}GRPC_ADDRESS: cannot listen on {settings.grpc_address}")
+    await server.start()
+    for name in ("", *names):
+        await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
+    log.info("serving", extra={"port": port})
+    await process.stopping.wait()
+    log.info("draining")
+    await healthiness.enter_graceful_shutdown()
+    await server.stop(DRAIN_S)

@@ -1,0 +1,1 @@
+"""The graph service: people and who follows whom."""

@@ -1,0 +1,26 @@
+"""The post server: `python -m services.post`. Wiring only."""
+
+from __future__ import annotations
+
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
+from feedmesh.post.v1.post_pb2_grpc import add_PostServiceServicer_to_server
+from runtime import client, config, migrate, postgres, process, server
+from runtime.paging import Cursors
+from services.post.config import PostSettings
+from services.post.people import People
+from services.post.servicer import SERVICE, PostServicer
+
+
+async def serve(settings: PostSettings, running: process.Process) -> None:
+    """Serves until the process is asked to stop."""
+    graph = graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+    async with postgres.connect(settings) as pool, client.connect(settings.graph_target, graph) as channel:
+        await migrate.require(pool, "services.post")
+        servicer = PostServicer(pool, People(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
+        await server.serve(running, settings, [lambda s: add_PostServiceServicer_to_server(servicer, s)], [SERVICE])
+
+
+if __name__ == "__main__":
+    settings = config.load(PostSettings)
+    process.run("post", settings, lambda running: serve(settings, running))

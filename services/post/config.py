@@ -1,0 +1,18 @@
+"""Settings of the post service."""
+
+from __future__ import annotations
+
+from runtime import config, postgres
+
+
+class PostSettings(config.ServerSettings, postgres.PostgresSettings):
+    """What the server can be told."""
+
+    cursor_secret: config.Secret
+    """What cursors are signed with; the same at every replica."""
+    graph_target: config.Target
+    """Where the graph service is."""
+
+
+class UpkeepSettings(postgres.PostgresSettings):
+    """What the upkeep worker can be told."""

@@ -1,0 +1,87 @@
+"""Hydration: from ids to posts as a viewer sees them, with names, counts and the viewer's own likes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import errors, ids
+from runtime.postgres import Pool
+from services.post import store
+from services.post.people import People
+
+STRANGER = 0
+
+
+async def hydrate(pool: Pool, people: People, pages: Sequence[tuple[int, Sequence[int]]]) -> list[list[pb.Post]]:
+    """For each page (viewer, post ids) the posts that exist, in the order asked for.
+
+    The viewer is 0 for a stranger. A plain share of a deleted original does not exist.
+    """
+    rows = await store.posts(pool, {post_id for _, post_ids in pages for post_id in post_ids})
+    likeable = [
+        (viewer, shown_id)
+        for viewer, post_ids in pages
+        if viewer != STRANGER
+        for shown_id in {other for post_id in post_ids if post_id in rows for other in shown(rows[post_id])}
+    ]
+    liked, names = await asyncio.gather(
+        store.liked(pool, likeable), people.names({row.user_id for row in rows.values()})
+    )
+    return [
+        [
+            present(rows, row, names, viewer, liked)
+            for post_id in post_ids
+            if (row := rows.get(post_id)) and row.original_id in rows
+        ]
+        for viewer, post_ids in pages
+    ]
+
+
+def shown(row: store.PostRow) -> tuple[int, ...]:
+    """The ids of the posts that are shown with one: itself and its original."""
+    return (row.post_id,) if row.shared_post_id is None else (row.post_id, row.shared_post_id)
+
+
+async def hydrate_one(pool: Pool, people: People, post_id: int, viewer_id: int) -> pb.Post:
+    """One post as the viewer sees it. Raises NotFound (POST_NOT_FOUND)."""
+    [posts] = await hydrate(pool, people, [(viewer_id, [post_id])])
+    if not posts:
+        raise not_found(post_id)
+    return posts[0]
+
+
+def present(
+    rows: Mapping[int, store.PostRow],
+    row: store.PostRow,
+    names: Mapping[int, str],
+    viewer_id: int,
+    liked: set[tuple[int, int]],
+    *,
+    nested: bool = False,
+) -> pb.Post:
+    """A post as the viewer sees it; its original, one level deep, where that is among `rows`."""
+    counted = rows[row.original_id]
+    post = pb.Post(
+        post_id=row.post_id,
+        user_id=row.user_id,
+        username=names.get(row.user_id, ""),
+        content=row.content,
+        media_url=row.media_url,
+        created_at=ids.timestamp(row.post_id),
+        visibility=pb.VISIBILITY_PUBLIC,
+        likes=counted.likes,
+        comments=counted.comments,
+        shares=counted.shares,
+        liked=(viewer_id, counted.post_id) in liked,
+    )
+    original = rows.get(row.shared_post_id) if row.shared_post_id is not None and not nested else None
+    if original is not None:
+        post.shared_post.CopyFrom(present(rows, original, names, viewer_id, liked, nested=True))
+    return post
+
+
+def not_found(post_id: int) -> errors.NotFound:
+    """There is no such post, or it may not be seen."""
+    return errors.NotFound("POST_NOT_FOUND", f"there is no post {post_id}")

@@ -1,0 +1,86 @@
+"""Use cases about posts: writing, sharing, deleting, and an author's own page."""
+
+from __future__ import annotations
+
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import errors, idempotency, ids
+from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.postgres import Connection, Pool
+from services.post import store
+from services.post.hydrate import hydrate, hydrate_one, not_found
+from services.post.people import People
+
+
+async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest) -> pb.CreatePostResponse:
+    """Publishes a post. Raises NotFound (USER_NOT_FOUND)."""
+    username = await people.require(request.user_id)
+
+    async def work(connection: Connection) -> pb.CreatePostResponse:
+        post_id = await store.insert_post(connection, request.user_id, request.content, request.media_url, None)
+        return pb.CreatePostResponse(
+            post=pb.Post(
+                post_id=post_id,
+                user_id=request.user_id,
+                username=username,
+                content=request.content,
+                media_url=request.media_url,
+                created_at=ids.timestamp(post_id),
+                visibility=pb.VISIBILITY_PUBLIC,
+            )
+        )
+
+    return await idempotency.write(pool, request, request.user_id, pb.CreatePostResponse, work)
+
+
+async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -> pb.SharePostResponse:
+    """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
+    await people.require(request.user_id)
+
+    async def work(connection: Connection) -> pb.SharePostResponse:
+        original = await store.target(connection, request.post_id)
+        if original is None:
+            raise not_found(request.post_id)
+        if request.content.strip():
+            share_id = await store.insert_post(connection, request.user_id, request.content, "", original.post_id)
+            await store.add_delta(connection, original.post_id, shares=1)
+        else:
+            share_id = await store.insert_plain_share(connection, request.user_id, original)
+        return pb.SharePostResponse(post=pb.Post(post_id=share_id))
+
+    # What is stored for a replay is the id; the post is read as it is now.
+    answer = await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
+    return pb.SharePostResponse(post=await hydrate_one(pool, people, answer.post.post_id, request.user_id))
+
+
+async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
+    """Deletes one's own post. Raises NotFound (POST_NOT_FOUND), Forbidden (NOT_OWNER)."""
+
+    async def work(connection: Connection) -> pb.DeletePostResponse:
+        row = await store.lock_post(connection, request.post_id)
+        if row is None:
+            raise not_found(request.post_id)
+        author_id, _, shared_post_id, deleted = row
+        if author_id != request.user_id:
+            raise not_found(request.post_id) if deleted else errors.Forbidden("NOT_OWNER", "the post is someone else's")
+        if not deleted:
+            await store.delete_post(connection, request.post_id, shared_post_id)
+        return pb.DeletePostResponse()
+
+    return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)
+
+
+async def list_user_posts(
+    pool: Pool, people: People, cursors: Cursors, request: pb.ListUserPostsRequest
+) -> pb.ListUserPostsResponse:
+    """A page of one person's posts. Raises NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR)."""
+    scope = ("posts", request.user_id, request.viewer_id)
+    before = cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
+    limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+    post_ids = await store.posts_of(pool, request.user_id, before, limit + 1)
+    if not post_ids:
+        await people.require(request.user_id)
+    [posts] = await hydrate(pool, people, [(request.viewer_id, post_ids[:limit])])
+    more = len(post_ids) > limit
+    return pb.ListUserPostsResponse(
+        posts=posts, next_cursor=cursors.seal_id(scope, post_ids[limit - 1]) if more else None
+    )

@@ -1,0 +1,59 @@
+"""What feeds are pulled from: newest posts of many authors, who shared what, and what ranking goes by."""
+
+from __future__ import annotations
+
+import asyncio
+
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import members
+from runtime.postgres import Pool
+from services.post import store
+
+NO_ENGAGEMENT = (0, 0, 0, 0.0)
+
+
+async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.BatchListNewestResponse:
+    """The newest posts of each item's authors, packed."""
+    answers = await asyncio.gather(
+        *(
+            store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
+            for item in request.items
+        )
+    )
+    return pb.BatchListNewestResponse(
+        items=[pb.BatchListNewestResponse.Item(members=members.pack(rows)) for rows in answers]
+    )
+
+
+async def list_sharers(pool: Pool, request: pb.BatchListSharersRequest) -> pb.BatchListSharersResponse:
+    """The plain shares of each item's originals by its sharers, packed."""
+    answers = await asyncio.gather(
+        *(
+            store.sharers(pool, list(item.original_ids), list(item.sharer_ids), item.max_post_id)
+            for item in request.items
+        )
+    )
+    return pb.BatchListSharersResponse(
+        items=[pb.BatchListSharersResponse.Item(members=members.pack(rows)) for rows in answers]
+    )
+
+
+async def get_engagement(pool: Pool, request: pb.BatchGetEngagementRequest) -> pb.BatchGetEngagementResponse:
+    """Counts and heat of each item's posts, and its viewer's affinities."""
+    by_post, by_viewer = await asyncio.gather(
+        store.engagement(pool, {post_id for item in request.items for post_id in item.post_ids}),
+        store.affinities(pool, {item.viewer_id for item in request.items}),
+    )
+    response = pb.BatchGetEngagementResponse()
+    for item in request.items:
+        rows = [by_post.get(post_id, NO_ENGAGEMENT) for post_id in item.post_ids]
+        affinities = by_viewer.get(item.viewer_id, [])
+        response.items.add(
+            likes=[row[0] for row in rows],
+            comments=[row[1] for row in rows],
+            shares=[row[2] for row in rows],
+            heat=[row[3] for row in rows],
+            affinity_author_ids=[author_id for author_id, _ in affinities],
+            affinities=[weight for _, weight in affinities],
+        )
+    return response

@@ -1,0 +1,429 @@
+"""The post service's tables in SQL, and nothing else: who may do what is decided in the use cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from runtime.counts import HALF_LIFE_S, Counts
+from runtime.postgres import Connection, Pool, fetch
+
+POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
+MAX_SHARERS = 20
+"""Sharers of one original that a feed names."""
+AFFINITY_DEPTH = 200
+"""How many of a person's latest likes, of their comments and of their shares count for affinity."""
+
+
+class PostRow(NamedTuple):
+    """A post that is not deleted, with its counts."""
+
+    post_id: int
+    user_id: int
+    content: str
+    media_url: str
+    original_id: int
+    shared_post_id: int | None
+    likes: int
+    comments: int
+    shares: int
+
+    @property
+    def is_plain_share(self) -> bool:
+        """Whether it repeats an original without a word of its own."""
+        return self.original_id != self.post_id
+
+
+class CommentRow(NamedTuple):
+    """A comment, and who wrote the post that it stands under."""
+
+    comment_id: int
+    post_id: int
+    user_id: int
+    author_id: int
+    content: str
+    deleted: bool
+
+
+class Target(NamedTuple):
+    """The post that a like, comment or share goes to, and its author."""
+
+    post_id: int
+    author_id: int
+
+
+COUNT_COLUMNS = ", ".join(
+    f"coalesce(c.{column}, 0) + coalesce(d.{column}, 0) AS {column}" for column in POST_COUNTS.columns
+)
+PENDING = """
+    SELECT sum(likes)::bigint AS likes, sum(comments)::bigint AS comments, sum(shares)::bigint AS shares
+    FROM post_count_deltas WHERE post_id = p.post_id"""
+
+
+# Writes, each within the caller's transaction.
+
+
+async def insert_post(
+    connection: Connection, user_id: int, content: str, media_url: str, shared_post_id: int | None
+) -> int:
+    """Adds a post or a quote; its id."""
+    cursor = await connection.execute(
+        """
+        INSERT INTO posts (post_id, original_id, user_id, content, media_url, shared_post_id)
+        SELECT id, id, %s, %s, %s, %s FROM next_id() AS id RETURNING post_id""",
+        (user_id, content, media_url, shared_post_id),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def insert_plain_share(connection: Connection, user_id: int, original: Target) -> int:
+    """Adds a plain share, unless there is one; the id of the one that there is then, and its count delta."""
+    cursor = await connection.execute(
+        """
+        WITH share AS (
+            INSERT INTO shares (share_id, user_id, post_id, author_id)
+            VALUES (next_id(), %(user)s, %(post)s, %(author)s)
+            ON CONFLICT (post_id, user_id) DO NOTHING RETURNING share_id
+        ), post AS (
+            INSERT INTO posts (post_id, original_id, user_id, content, shared_post_id)
+            SELECT share_id, %(post)s, %(user)s, '', %(post)s FROM share
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, shares) SELECT %(post)s, 1 FROM share
+        )
+        SELECT share_id FROM share""",
+        {"user": user_id, "post": original.post_id, "author": original.author_id},
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        # A statement of its own, for a snapshot that sees the share that was in the way.
+        cursor = await connection.execute(
+            "SELECT share_id FROM shares WHERE post_id = %s AND user_id = %s", (original.post_id, user_id)
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+    return int(row[0])
+
+
+async def lock_post(connection: Connection, post_id: int) -> tuple[int, int, int | None, bool] | None:
+    """Locks a post, deleted ones too: its author, original, shared post, and whether it is deleted; None without."""
+    cursor = await connection.execute(
+        """
+        SELECT user_id, original_id, shared_post_id, deleted_at IS NOT NULL
+        FROM posts WHERE post_id = %s FOR NO KEY UPDATE""",
+        (post_id,),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else (row[0], row[1], row[2], row[3])
+
+
+async def delete_post(connection: Connection, post_id: int, shared_post_id: int | None) -> None:
+    """Empties a post and marks it deleted; takes it from its original's count of shares."""
+    await connection.execute(
+        "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s", (post_id,)
+    )
+    if shared_post_id is not None:
+        await connection.execute("DELETE FROM shares WHERE post_id = %s AND share_id = %s", (shared_post_id, post_id))
+        await add_delta(connection, shared_post_id, shares=-1)
+
+
+async def target(connection: Connection, post_id: int) -> Target | None:
+    """What an act on a post goes to: the post, or the original of a plain share; None where either is deleted."""
+    cursor = await connection.execute(
+        """
+        SELECT o.post_id, o.user_id FROM posts p JOIN posts o ON o.post_id = p.original_id
+        WHERE p.post_id = %s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
+        (post_id,),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else Target(*row)
+
+
+async def insert_like(connection: Connection, user_id: int, liked: Target) -> None:
+    """Adds a like with its count delta, unless there is one."""
+    await connection.execute(
+        """
+        WITH new AS (
+            INSERT INTO likes (user_id, post_id, author_id) VALUES (%s, %s, %s)
+            ON CONFLICT (post_id, user_id) DO NOTHING RETURNING post_id
+        )
+        INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, 1 FROM new""",
+        (user_id, liked.post_id, liked.author_id),
+    )
+
+
+async def delete_like(connection: Connection, user_id: int, post_id: int) -> None:
+    """Removes a like with its count delta, where there is one."""
+    await connection.execute(
+        """
+        WITH gone AS (DELETE FROM likes WHERE post_id = %s AND user_id = %s RETURNING post_id)
+        INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone""",
+        (post_id, user_id),
+    )
+
+
+async def likes(connection: Connection, post_id: int) -> int:
+    """How many like a post, exactly, as this transaction sees it."""
+    cursor = await connection.execute(
+        """
+        SELECT coalesce((SELECT likes FROM post_counts WHERE post_id = %(post)s), 0)
+             + coalesce((SELECT sum(likes) FROM post_count_deltas WHERE post_id = %(post)s), 0)""",
+        {"post": post_id},
+    )
+    row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def insert_comment(connection: Connection, user_id: int, on: Target, content: str) -> int:
+    """Adds a comment with its count delta; its id."""
+    cursor = await connection.execute(
+        """
+        WITH new AS (
+            INSERT INTO comments (user_id, post_id, author_id, content) VALUES (%s, %s, %s, %s)
+            RETURNING comment_id, post_id
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, 1 FROM new
+        )
+        SELECT comment_id FROM new""",
+        (user_id, on.post_id, on.author_id, content),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def lock_comment(connection: Connection, comment_id: int) -> CommentRow | None:
+    """Locks a comment, deleted ones too; None without, or under a deleted post."""
+    cursor = await connection.execute(
+        """
+        SELECT c.comment_id, c.post_id, c.user_id, c.author_id, c.content, c.deleted_at IS NOT NULL
+        FROM comments c JOIN posts p ON p.post_id = c.post_id AND p.deleted_at IS NULL
+        WHERE c.comment_id = %s FOR NO KEY UPDATE OF c""",
+        (comment_id,),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else CommentRow(*row)
+
+
+async def delete_comment(connection: Connection, comment: CommentRow) -> None:
+    """Empties a comment and marks it deleted, with its count delta."""
+    await connection.execute(
+        "UPDATE comments SET content = '', deleted_at = clock_timestamp() WHERE comment_id = %s", (comment.comment_id,)
+    )
+    await add_delta(connection, comment.post_id, comments=-1)
+
+
+async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, shares: int = 0) -> None:
+    """Adds to a post's counts."""
+    await connection.execute(
+        "INSERT INTO post_count_deltas (post_id, comments, shares) VALUES (%s, %s, %s)", (post_id, comments, shares)
+    )
+
+
+# Reads.
+
+
+async def posts(pool: Pool, post_ids: Iterable[int]) -> dict[int, PostRow]:
+    """Those of the posts that are not deleted, and the originals that they share, by id."""
+    rows = await fetch(
+        pool,
+        f"""
+        WITH wanted AS (
+            SELECT unnest(%(ids)s::bigint[]) AS post_id
+            UNION
+            SELECT shared_post_id FROM posts WHERE post_id = ANY(%(ids)s) AND shared_post_id IS NOT NULL
+        )
+        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, {COUNT_COLUMNS}
+        FROM wanted JOIN posts p USING (post_id)
+        LEFT JOIN post_counts c ON c.post_id = p.post_id LEFT JOIN LATERAL ({PENDING}) d ON true
+        WHERE p.deleted_at IS NULL""",
+        {"ids": list(post_ids)},
+    )
+    return {row[0]: PostRow(*row) for row in rows}
+
+
+async def liked(pool: Pool, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of the pairs of user and post where the user likes the post."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT user_id, post_id FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS pair (user_id, post_id)
+        JOIN likes USING (user_id, post_id)""",
+        {"users": [user for user, _ in pairs], "posts": [post for _, post in pairs]},
+    )
+    return {(row[0], row[1]) for row in rows}
+
+
+async def posts_of(pool: Pool, user_id: int, before: int, limit: int) -> list[int]:
+    """The ids of someone's posts below `before`, newest first, plain shares of deleted originals left out."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT p.post_id FROM posts p
+        WHERE p.user_id = %(user)s AND p.post_id < %(before)s AND p.deleted_at IS NULL
+          AND (p.original_id = p.post_id OR EXISTS (
+              SELECT FROM posts o WHERE o.post_id = p.original_id AND o.deleted_at IS NULL))
+        ORDER BY p.post_id DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def comments_under(pool: Pool, post_id: int, after: int, limit: int) -> list[CommentRow]:
+    """The comments under a post with an id above `after`, oldest first."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT comment_id, post_id, user_id, author_id, content, false FROM comments
+        WHERE post_id = %(post)s AND comment_id > %(after)s AND deleted_at IS NULL
+        ORDER BY comment_id LIMIT %(limit)s""",
+        {"post": post_id, "after": after, "limit": limit},
+    )
+    return [CommentRow(*row) for row in rows]
+
+
+async def newest(
+    pool: Pool, author_ids: list[int], min_post_id: int, max_post_id: int, limit: int
+) -> list[tuple[int, int, int]]:
+    """The newest posts of many authors in a range of ids: post, author and original, newest first, at most `limit`.
+
+    The `limit` authors with the newest heads each have a post at or above the last of these heads, so no post below it
+    can be among the newest `limit`: that bounds the second step, however many authors there are and however much each
+    wrote. One index probe an author, then the few posts that count.
+    """
+    rows = await fetch(
+        pool,
+        """
+        WITH heads AS (
+            SELECT author.user_id, head.post_id
+            FROM unnest(%(authors)s::bigint[]) AS author (user_id)
+            CROSS JOIN LATERAL (
+                SELECT post_id FROM posts
+                WHERE user_id = author.user_id AND deleted_at IS NULL AND post_id BETWEEN %(min)s AND %(max)s
+                ORDER BY post_id DESC LIMIT 1
+            ) head
+            ORDER BY head.post_id DESC LIMIT %(limit)s
+        ), bound AS (
+            SELECT CASE WHEN count(*) = %(limit)s THEN min(post_id) ELSE %(min)s END AS post_id FROM heads
+        )
+        SELECT newest.post_id, heads.user_id, newest.original_id
+        FROM heads CROSS JOIN bound CROSS JOIN LATERAL (
+            SELECT post_id, original_id FROM posts
+            WHERE user_id = heads.user_id AND deleted_at IS NULL AND post_id BETWEEN bound.post_id AND heads.post_id
+            ORDER BY post_id DESC LIMIT %(limit)s
+        ) newest
+        ORDER BY newest.post_id DESC LIMIT %(limit)s""",
+        {"authors": author_ids, "min": min_post_id, "max": max_post_id, "limit": limit},
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def sharers(
+    pool: Pool, original_ids: list[int], sharer_ids: list[int], max_share_id: int
+) -> list[tuple[int, int, int]]:
+    """Plain shares of the originals by the sharers: share, sharer, original, newest first; the newest 20 of each."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT share.share_id, share.user_id, original.post_id
+        FROM unnest(%(originals)s::bigint[]) AS original (post_id)
+        CROSS JOIN LATERAL (
+            SELECT share_id, user_id FROM shares
+            WHERE post_id = original.post_id AND user_id = ANY(%(sharers)s) AND share_id <= %(max)s
+            ORDER BY share_id DESC LIMIT %(limit)s
+        ) share
+        ORDER BY share.share_id DESC""",
+        {"originals": original_ids, "sharers": sharer_ids, "max": max_share_id, "limit": MAX_SHARERS},
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def engagement(pool: Pool, post_ids: Iterable[int]) -> dict[int, tuple[int, int, int, float]]:
+    """By post: likes, comments, shares, and heat as of now."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT p.post_id, {COUNT_COLUMNS},
+               coalesce(c.heat * power(0.5, extract(epoch FROM now() - c.heat_at) / {HALF_LIFE_S}), 0)
+               + coalesce(greatest(0, {
+            POST_COUNTS.decayed.replace("likes", "d.likes")
+            .replace("comments", "d.comments")
+            .replace("shares", "d.shares")
+        }), 0)
+        FROM unnest(%(ids)s::bigint[]) AS p (post_id)
+        LEFT JOIN post_counts c ON c.post_id = p.post_id LEFT JOIN LATERAL ({PENDING}) d ON true""",
+        {"ids": list(post_ids)},
+    )
+    return {row[0]: (row[1], row[2], row[3], float(row[4])) for row in rows}
+
+
+async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
+    """By person: the authors whom they lately had to do with, and how much: a like counts 1, a comment 2, a share 3."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT viewer.user_id, latest.author_id, sum(latest.weight)
+        FROM unnest(%(viewers)s::bigint[]) AS viewer (user_id)
+        CROSS JOIN LATERAL (
+            (SELECT author_id, 1 AS weight FROM likes
+             WHERE user_id = viewer.user_id ORDER BY like_id DESC LIMIT {AFFINITY_DEPTH})
+            UNION ALL
+            (SELECT author_id, 2 FROM comments
+             WHERE user_id = viewer.user_id AND deleted_at IS NULL ORDER BY comment_id DESC LIMIT {AFFINITY_DEPTH})
+            UNION ALL
+            (SELECT author_id, 3 FROM shares
+             WHERE user_id = viewer.user_id ORDER BY share_id DESC LIMIT {AFFINITY_DEPTH})
+        ) latest
+        GROUP BY viewer.user_id, latest.author_id""",
+        {"viewers": list(user_ids)},
+    )
+    found: dict[int, list[tuple[int, float]]] = {}
+    for user_id, author_id, weight in rows:
+        found.setdefault(user_id, []).append((author_id, float(weight)))
+    return found
+
+
+# Upkeep.
+
+
+async def make_partitions(pool: Pool, months_ahead: int) -> int:
+    """Makes the monthly partitions of posts that are lacking, from this month on; how many it made."""
+    rows = await fetch(pool, "SELECT make_post_partitions(%(months)s)", {"months": months_ahead})
+    return int(rows[0][0])
+
+
+async def unswept(pool: Pool, limit: int) -> list[int]:
+    """Deleted posts whose likes, comments and shares are still there. Only those deleted over a minute ago: no
+    transaction that saw such a post alive is still running."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT post_id FROM posts WHERE deleted_at < now() - interval '1 minute' AND NOT swept
+        ORDER BY deleted_at LIMIT %(limit)s""",
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def sweep(connection: Connection, post_id: int, limit: int) -> bool:
+    """Removes up to `limit` rows of each kind that hang on a deleted post; True once nothing is left, and says so."""
+    removed = 0
+    for statement in (
+        "DELETE FROM likes WHERE like_id IN (SELECT like_id FROM likes WHERE post_id = %(post)s LIMIT %(limit)s)",
+        """DELETE FROM comments WHERE comment_id IN (
+               SELECT comment_id FROM comments WHERE post_id = %(post)s LIMIT %(limit)s)""",
+        """DELETE FROM shares WHERE (post_id, user_id) IN (
+               SELECT post_id, user_id FROM shares WHERE post_id = %(post)s LIMIT %(limit)s)""",
+        """UPDATE posts SET deleted_at = now() WHERE post_id IN (
+               SELECT post_id FROM posts WHERE shared_post_id = %(post)s AND original_id = %(post)s
+               AND deleted_at IS NULL LIMIT %(limit)s)""",
+    ):
+        cursor = await connection.execute(statement.encode(), {"post": post_id, "limit": limit})
+        removed = max(removed, cursor.rowcount)
+    if removed == limit:
+        return False
+    await connection.execute("DELETE FROM post_count_deltas WHERE post_id = %s", (post_id,))
+    await connection.execute("DELETE FROM post_counts WHERE post_id = %s", (post_id,))
+    await connection.execute("UPDATE posts SET swept = true WHERE post_id = %s", (post_id,))
+    return True

@@ -1,0 +1,1 @@
+"""The ranking service: in which order a viewer wants to read."""

@@ -1,0 +1,23 @@
+"""The ranking server: `python -m services.ranking`. Wiring only."""
+
+from __future__ import annotations
+
+from feedmesh.post.v1 import post_pb2
+from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
+from feedmesh.ranking.v1.ranking_pb2_grpc import add_RankingServiceServicer_to_server
+from runtime import client, config, process, server
+from runtime.clock import wall_clock
+from services.ranking.config import RankingSettings
+from services.ranking.servicer import SERVICE, RankingServicer
+
+
+async def serve(settings: RankingSettings, running: process.Process) -> None:
+    """Serves until the process is asked to stop."""
+    async with client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as channel:
+        servicer = RankingServicer(PostServiceStub(channel), wall_clock)
+        await server.serve(running, settings, [lambda s: add_RankingServiceServicer_to_server(servicer, s)], [SERVICE])
+
+
+if __name__ == "__main__":
+    settings = config.load(RankingSettings)
+    process.run("ranking", settings, lambda running: serve(settings, running))

@@ -1,0 +1,12 @@
+"""Settings of the ranking service."""
+
+from __future__ import annotations
+
+from runtime import config
+
+
+class RankingSettings(config.ServerSettings):
+    """What the server can be told."""
+
+    post_target: config.Target
+    """Where the post service is: what posts' engagement is read from."""

@@ -1,0 +1,27 @@
+"""The RPC of RankingService."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from feedmesh.ranking.v1 import ranking_pb2 as pb
+from feedmesh.ranking.v1 import ranking_pb2_grpc
+from runtime.clock import Clock
+from services.ranking.rank import rank
+
+if TYPE_CHECKING:
+    from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
+
+SERVICE = pb.DESCRIPTOR.services_by_name["RankingService"]
+
+
+@dataclass(frozen=True)
+class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
+    """RankingService on the engagement that the post service knows."""
+
+    post: PostServiceAsyncStub
+    clock: Clock
+
+    async def BatchRank(self, request: pb.BatchRankRequest, context: Any) -> pb.BatchRankResponse:
+        return await rank(self.post, self.clock, request)
