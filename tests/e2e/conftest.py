@@ -1,0 +1,18 @@
+"""One mesh for all end-to-end tests that do no harm to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e import mesh as meshes
+
+
+@pytest_asyncio.fixture(scope="session")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[meshes.Mesh]:
+    """A whole mesh, shared."""
+    with meshes.running(tmp_path_factory.mktemp("a mesh")) as shared:
+        yield shared
+        await shared.http.aclose()

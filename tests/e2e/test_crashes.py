@@ -1,0 +1,147 @@
+"""I1 on a whole mesh: `kill -9` of any process loses no acknowledged write, and a retry takes effect once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.e2e import mesh as meshes
+from tests.e2e.mesh import Mesh
+
+WRITERS = 6
+VICTIMS = (
+    "services.post",
+    "services.graph",
+    "services.timeline",
+    "services.ranking",
+    "gateway",
+    "services.post.upkeep",
+)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """A mesh to break."""
+    with meshes.running(tmp_path_factory.mktemp("fragile")) as own:
+        yield own
+        await own.http.aclose()
+
+
+@pytest.mark.parametrize("victim", [*VICTIMS, "postgres"])
+async def test_each_acknowledged_post_exists_once_after_kill_9(fragile: Mesh, victim: str) -> None:
+    name = victim.replace(".", "-")
+    author = await eventually_user(fragile, f"crash-{name}")
+    acknowledged: dict[str, int] = {}
+    stopping = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for n in itertools.count():
+            if stopping.is_set():
+                return
+            content = f"{writer}/{n}"
+            acknowledged[content] = await post_with_retries(fragile, author, content)
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(WRITERS)]
+    for _ in range(2):
+        before = len(acknowledged)
+        while len(acknowledged) < before + 40:
+            await asyncio.sleep(0.01)
+        pid = fragile.pids()[victim]
+        os.kill(pid, signal.SIGKILL)
+        await wait_for(lambda pid=pid: fragile.pids().get(victim, pid) != pid, f"{victim} to be started again")  # type: ignore[misc]
+    before = len(acknowledged)
+    while len(acknowledged) < before + 40:
+        await asyncio.sleep(0.01)
+    stopping.set()
+    await asyncio.gather(*writers)
+
+    await wait_for_ready(fragile)
+    stored = await fragile.scroll(f"/users/{author}/posts", itertools.cycle([100]))
+    assert sorted((post["content"], post["post_id"]) for post in stored) == sorted(acknowledged.items())
+    shown = await fragile.scroll("/feed", itertools.cycle([100]), user_id=author)
+    assert sorted(post["post_id"] for post in shown) == sorted(acknowledged.values())
+
+
+async def test_the_feed_goes_on_without_ranking_and_says_so(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+    author = await eventually_user(fragile, "without-ranking")
+    posts = [(await fragile.post("/posts", {"user_id": author, "content": f"{n}"}, 201))["post_id"] for n in range(3)]
+    ranking = fragile.pids()["services.ranking"]
+    os.kill(ranking, signal.SIGSTOP)
+    try:
+        response = await fragile.http.get("/feed", params={"user_id": author})
+        assert response.headers["feed-degraded"] == "ranking"
+        assert [post["post_id"] for post in response.json()["posts"]] == posts[::-1]
+        assert "degraded" not in response.json()
+    finally:
+        os.kill(ranking, signal.SIGCONT)
+
+    async def whole() -> bool:
+        return "feed-degraded" not in (await fragile.http.get("/feed", params={"user_id": author})).headers
+
+    end = time.monotonic() + 20
+    while not await whole():
+        assert time.monotonic() < end
+
+
+async def test_data_survives_a_restart_of_everything(tmp_path: Path) -> None:
+    with meshes.running(tmp_path) as first:
+        author = await first.user("survivor")
+        post = await first.post("/posts", {"user_id": author, "content": "still here"}, 201)
+        cursor = (await first.get("/feed", user_id=author, limit=1))["next_cursor"]
+        await first.http.aclose()
+    assert cursor is None
+    with meshes.running(tmp_path) as second:
+        assert (await second.get("/feed", user_id=author))["posts"] == [post]
+        await second.http.aclose()
+
+
+async def post_with_retries(mesh: Mesh, author: int, content: str) -> int:
+    """Posts as a careful client does: the same key until it is acknowledged. The post's id."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            response = await mesh.http.post("/posts", json={"user_id": author, "content": content}, headers=key)
+            if response.status_code == 201:
+                return int(response.json()["post_id"])
+            assert response.status_code in (409, 503), response.text
+            assert response.status_code == 409 or response.headers["retry-after"]
+        await asyncio.sleep(0.05)
+    raise AssertionError("never acknowledged")
+
+
+async def eventually_user(mesh: Mesh, username: str) -> int:
+    """Registers a person on a mesh that is being broken."""
+    await wait_for_ready(mesh)
+    return await mesh.user(username)
+
+
+async def wait_for_ready(mesh: Mesh) -> None:
+    """Waits until every part answers."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if (await mesh.http.get("/readyz")).status_code == 200:
+                return
+        await asyncio.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+async def wait_for(condition: object, what: str) -> None:
+    """Waits until something holds, at most 30 s."""
+    end = time.monotonic() + 30
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, f"waited for {what}"
+        await asyncio.sleep(0.02)
