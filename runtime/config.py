@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Annotated, Literal, NoReturn, TypeVar
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "FEEDMESH_"
@@ -40,7 +40,7 @@ class ServerSettings(Settings):
 
     grpc_address: Address = "127.0.0.1:0"
     """Where the server listens."""
-    max_concurrent_rpcs: int = 1024
+    max_concurrent_rpcs: int = Field(default=1024, ge=1, le=100_000)
     """Calls under way at once; more are refused at once with RESOURCE_EXHAUSTED."""
 
 

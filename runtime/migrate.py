@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from pydantic import Field
-
 from runtime import config, logs, postgres
 
 log = logging.getLogger(__name__)
@@ -45,7 +43,8 @@ class Migration:
 class MigrateSettings(config.Settings):
     """What a migration can be told."""
 
-    postgres_dsn: postgres.Dsn = Field()
+    postgres_dsn: postgres.Dsn
+    """The database to bring up to date."""
 
 
 def migrations(package: str) -> list[Migration]:

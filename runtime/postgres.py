@@ -12,7 +12,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from runtime import config, metrics
 
@@ -37,7 +37,7 @@ class PostgresSettings(config.Settings):
 
     postgres_dsn: Dsn
     """The process's own database."""
-    postgres_pool_size: int = 8
+    postgres_pool_size: int = Field(default=8, ge=1, le=100)
     """Connections that this process holds at the most."""
 
 

@@ -12,7 +12,7 @@ class GraphSettings(config.ServerSettings, postgres.PostgresSettings):
 
     cursor_secret: config.Secret
     """What cursors are signed with; the same at every replica."""
-    max_following: int = Field(default=5000, ge=1, le=10_000)
+    max_following: int = Field(default=5000, ge=1, le=9_999)
     """How many people one person may follow."""
 
 

@@ -9,7 +9,8 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -54,15 +55,11 @@ async def test_each_acknowledged_post_exists_once_after_kill_9(fragile: Mesh, vi
 
     writers = [asyncio.create_task(write(writer)) for writer in range(WRITERS)]
     for _ in range(2):
-        before = len(acknowledged)
-        while len(acknowledged) < before + 40:
-            await asyncio.sleep(0.01)
+        await more_than(acknowledged, 40)
         pid = fragile.pids()[victim]
         os.kill(pid, signal.SIGKILL)
-        await wait_for(lambda pid=pid: fragile.pids().get(victim, pid) != pid, f"{victim} to be started again")  # type: ignore[misc]
-    before = len(acknowledged)
-    while len(acknowledged) < before + 40:
-        await asyncio.sleep(0.01)
+        await wait_for(partial(started_again, fragile, victim, pid), f"{victim} to be started again")
+    await more_than(acknowledged, 40)
     stopping.set()
     await asyncio.gather(*writers)
 
@@ -107,6 +104,17 @@ async def test_data_survives_a_restart_of_everything(tmp_path: Path) -> None:
         await second.http.aclose()
 
 
+def started_again(mesh: Mesh, module: str, pid: int) -> bool:
+    """Whether a process runs under another pid than it had."""
+    return mesh.pids().get(module, pid) != pid
+
+
+async def more_than(acknowledged: dict[str, int], count: int) -> None:
+    """Waits until `count` more posts are acknowledged."""
+    enough = len(acknowledged) + count
+    await wait_for(lambda: len(acknowledged) >= enough, f"{count} more posts")
+
+
 async def post_with_retries(mesh: Mesh, author: int, content: str) -> int:
     """Posts as a careful client does: the same key until it is acknowledged. The post's id."""
     key = {"Idempotency-Key": str(uuid.uuid4())}
@@ -139,9 +147,9 @@ async def wait_for_ready(mesh: Mesh) -> None:
     raise AssertionError("not ready")
 
 
-async def wait_for(condition: object, what: str) -> None:
+async def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Waits until something holds, at most 30 s."""
     end = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < end, f"waited for {what}"
         await asyncio.sleep(0.02)

@@ -1,0 +1,79 @@
+"""The mesh as data: every process that `make run` starts, what it is told, and the databases. No behaviour.
+
+A process refuses a FEEDMESH_* name it does not know, so each row says exactly what it takes. Adding a process,
+a database or an optional setting is a row or a word here and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Stage(IntEnum):
+    """The order of stopping: lowest first, one stage at once."""
+
+    EDGE = 0
+    SERVICE = 1
+    WORKER = 2
+    STORE = 3
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of the one Postgres server; `migrate` is the Python command line that brings it up to date."""
+
+    name: str
+    migrate: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Process:
+    """One operating-system process: `python <argv>`."""
+
+    name: str  # in the logs, and of its FEEDMESH_<NAME>_TARGET
+    argv: tuple[str, ...]
+    stage: Stage
+    grpc: bool = False  # takes FEEDMESH_GRPC_ADDRESS
+    http: bool = False  # takes FEEDMESH_HTTP_HOST and FEEDMESH_HTTP_PORT
+    database: str | None = None  # takes FEEDMESH_POSTGRES_DSN of this one
+    calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
+    cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
+    settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """All of it."""
+
+    databases: tuple[Database, ...]
+    processes: tuple[Process, ...]
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Every optional setting that some process takes."""
+        return frozenset(name for process in self.processes for name in process.settings)
+
+
+SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
+STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
+
+FEEDMESH = Mesh(
+    databases=(
+        Database("graph", ("-m", "runtime.migrate", "services.graph")),
+        Database("post", ("-m", "runtime.migrate", "services.post")),
+    ),
+    processes=(
+        Process("graph", ("-m", "services.graph"), Stage.SERVICE, grpc=True, database="graph", cursors=True,
+                settings=(*SERVER, *STORE, "FEEDMESH_MAX_FOLLOWING")),
+        Process("graph-upkeep", ("-m", "services.graph.upkeep"), Stage.WORKER, database="graph", settings=STORE),
+        Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", cursors=True,
+                calls=("graph",), settings=(*SERVER, *STORE)),
+        Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post", settings=STORE),
+        Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, calls=("post",), settings=SERVER),
+        Process("timeline", ("-m", "services.timeline"), Stage.SERVICE, grpc=True, cursors=True,
+                calls=("graph", "post", "ranking"), settings=SERVER),
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS")),
+    ),
+)  # fmt: skip

@@ -1,0 +1,181 @@
+"""The launcher's settings: read from the environment, all faults found at once. And each child's environment.
+
+Not the settings of a service: those are the service's own, and only pass through here by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import random
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from launch.processes import Mesh, Process
+
+PREFIX = "FEEDMESH_"  # services find theirs in any case, so that is how far it is looked for here too
+HOST = "127.0.0.1"
+LEVELS = ("debug", "info", "warning", "error")
+OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_LOG_LEVEL")
+
+
+class Refused(Exception):
+    """The mesh cannot start as asked. `lines` are for the person who asked: one fault each, no trace."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment said, checked."""
+
+    http_port: int
+    data_dir: Path  # absolute
+    postgres_dsn: str | None  # None: the embedded server
+    log_level: str
+    passed: Mapping[str, str]  # optional settings of the services, by name
+
+
+def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
+    """Reads the settings. Raises Refused with a line for each wrong one. An empty value counts as unset."""
+    given = {name: value for name, value in environ.items() if name.upper().startswith(PREFIX) and value}
+    faults = _unknown(given, mesh)
+
+    port_text = given.get("FEEDMESH_HTTP_PORT", "8080")
+    port = int(port_text) if re.fullmatch("[0-9]{1,5}", port_text) else 0
+    if not 1 <= port <= 65535:
+        faults.append(f"FEEDMESH_HTTP_PORT is {port_text!r}: give a port from 1 to 65535")
+
+    level = given.get("FEEDMESH_LOG_LEVEL", "info")
+    if level not in LEVELS:
+        faults.append(f"FEEDMESH_LOG_LEVEL is {level!r}: give one of {', '.join(LEVELS)}")
+
+    dsn = given.get("FEEDMESH_POSTGRES_DSN")
+    if dsn:
+        # The text may hold a password, and so may psycopg's complaint about it: neither is repeated.
+        try:
+            if not conninfo_to_dict(dsn).get("dbname"):
+                faults.append("FEEDMESH_POSTGRES_DSN names no database: the mesh's databases are named after it")
+        except psycopg.ProgrammingError:
+            faults.append("FEEDMESH_POSTGRES_DSN is no Postgres connection string (postgresql://user@host:5432/name)")
+
+    if faults:
+        raise Refused(*faults)
+    return Settings(
+        http_port=port,
+        data_dir=Path(given.get("FEEDMESH_DATA_DIR", ".data")).expanduser().absolute(),
+        postgres_dsn=dsn,
+        log_level=level,
+        passed={name: given[name] for name in mesh.settings if name in given},
+    )
+
+
+def _unknown(given: Iterable[str], mesh: Mesh) -> list[str]:
+    known = {*OWN, *mesh.settings}
+    faults = []
+    for name in sorted(set(given) - known):
+        if name in _told(mesh):
+            faults.append(f"{name} is not for you to set: the launcher gives each process its own")
+        else:
+            near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+            faults.append(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else ""))
+    return faults
+
+
+def _told(mesh: Mesh) -> set[str]:
+    """Every name that the launcher itself gives to some process."""
+    addresses = {process.name: ((HOST, 1),) for process in mesh.processes}
+    at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
+    nothing = Settings(1, Path(), None, "info", {})
+    return {name for process in mesh.processes for name in told(process, nothing, at, "", "")} - set(OWN)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the processes listen, by process name. A server may have several, one for each replica."""
+
+    grpc: Mapping[str, tuple[tuple[str, int], ...]]
+    metrics: Mapping[str, tuple[str, int]]
+
+
+def told(process: Process, settings: Settings, at: Addresses, dsn: str, secret: str) -> dict[str, str]:
+    """All FEEDMESH_* variables of one process: what its row asks for and nothing else. `dsn` is its database's."""
+    env = {"FEEDMESH_LOG_LEVEL": settings.log_level, "FEEDMESH_METRICS_ADDRESS": _text(at.metrics[process.name])}
+    if process.grpc:
+        env["FEEDMESH_GRPC_ADDRESS"] = _text(at.grpc[process.name][0])
+    if process.http:
+        env |= {"FEEDMESH_HTTP_HOST": HOST, "FEEDMESH_HTTP_PORT": str(settings.http_port)}
+    if process.database:
+        env["FEEDMESH_POSTGRES_DSN"] = dsn
+    if process.cursors:
+        env["FEEDMESH_CURSOR_SECRET"] = secret
+    for callee in process.calls:
+        env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))
+    return env | {name: settings.passed[name] for name in process.settings if name in settings.passed}
+
+
+def _text(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: everything inherited that is no FEEDMESH_* name, and its `own` ones."""
+    kept = {name: value for name, value in inherited.items() if not name.upper().startswith(PREFIX)}
+    return {"PYTHONUNBUFFERED": "1", **kept, **own}  # unbuffered: the last words of a process that dies arrive
+
+
+def allocate(mesh: Mesh, *, taken: int) -> Addresses:
+    """Free local ports for every process, all distinct and none of them `taken`. Raises Refused if there are none."""
+    servers = [process.name for process in mesh.processes if process.grpc]
+    ports = iter(free_ports(len(servers) + len(mesh.processes), taken=taken))
+    return Addresses(
+        grpc={name: ((HOST, next(ports)),) for name in servers},
+        metrics={process.name: (HOST, next(ports)) for process in mesh.processes},
+    )
+
+
+def free_ports(count: int, *, taken: int) -> list[int]:
+    """`count` distinct ports that can be bound now, outside the kernel's ephemeral range where there is room.
+
+    A port inside that range may become some outgoing connection's before the child binds it, or while it restarts.
+    """
+    low, high = _ephemeral()
+    outside = [port for port in range(10000, 65536) if not low <= port <= high and port != taken]
+    others = [port for port in range(10000, 65536) if low <= port <= high and port != taken]
+    found: list[int] = []
+    for port in (*random.sample(outside, len(outside)), *random.sample(others, len(others))):
+        if port_fault(port) is None:
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise Refused(f"there are no {count} free local ports")
+
+
+def _ephemeral() -> tuple[int, int]:
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return 32768, 60999
+
+
+def port_fault(port: int) -> str | None:
+    """Why a server cannot listen on this local port, or None. Told by trying."""
+    with socket.socket() as probe:
+        # As a server does: a port whose last connections are still in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            return "is taken by another program" if taken else f"cannot be used: {error.strerror}"
+    return None

@@ -1,0 +1,119 @@
+"""Nothing is left out: every RPC has a route or is internal, every reason a status, every setting a line in the docs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.api import annotations_pb2
+from google.protobuf.descriptor import MethodDescriptor
+
+from feedmesh.error.v1.error_pb2 import ErrorReason
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.options.v1 import options_pb2
+from feedmesh.post.v1 import post_pb2
+from feedmesh.ranking.v1 import ranking_pb2
+from feedmesh.timeline.v1 import timeline_pb2
+from gateway import problems
+from launch import processes
+from launch import settings as launch_settings
+from runtime import config, errors
+
+ROOT = Path(__file__).parents[2]
+CONTRACTS = (graph_pb2, post_pb2, ranking_pb2, timeline_pb2)
+METHODS = [
+    method
+    for contract in CONTRACTS
+    for service in contract.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+CONFIGS = {
+    "graph": ("services.graph.config", "GraphSettings"),
+    "graph-upkeep": ("services.graph.config", "UpkeepSettings"),
+    "post": ("services.post.config", "PostSettings"),
+    "post-upkeep": ("services.post.config", "UpkeepSettings"),
+    "ranking": ("services.ranking.config", "RankingSettings"),
+    "timeline": ("services.timeline.config", "TimelineSettings"),
+    "gateway": ("gateway.config", "Settings"),
+    "migrate": ("runtime.migrate", "MigrateSettings"),
+}
+"""The settings of each process."""
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+def test_every_rpc_has_a_route_or_is_marked_internal(method: MethodDescriptor) -> None:
+    options = method.GetOptions()
+    assert options.HasExtension(annotations_pb2.http) != options.Extensions[options_pb2.internal]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+def test_every_write_takes_an_idempotency_key_and_every_read_takes_none(method: MethodDescriptor) -> None:
+    http = method.GetOptions().Extensions[annotations_pb2.http]
+    writes = bool(http.post or http.delete or http.patch or http.put)
+    assert ("request_id" in method.input_type.fields_by_name) == writes
+
+
+def test_every_contract_is_looked_at() -> None:
+    services = {path for path in (ROOT / "protos").rglob("*.proto") if re.search(r"^service ", path.read_text(), re.M)}
+    assert {ROOT / "protos" / contract.DESCRIPTOR.name for contract in CONTRACTS} == services
+
+
+@pytest.mark.parametrize("reason", [name for name, number in ErrorReason.items() if number])
+def test_every_reason_has_an_http_status(reason: str) -> None:
+    assert 400 <= problems.STATUS[reason.removeprefix("ERROR_REASON_")] < 600
+
+
+def test_every_kind_of_error_has_a_status_of_its_own() -> None:
+    kinds = errors.Error.__subclasses__()
+    assert set(errors.KINDS.values()) == set(kinds)
+    assert len(errors.KINDS) == len(kinds)
+
+
+def test_every_reason_that_the_code_raises_is_in_the_contract() -> None:
+    known = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
+    raised = set()
+    for source in [*ROOT.glob("runtime/*.py"), *ROOT.glob("services/*/*.py"), *ROOT.glob("gateway/*.py")]:
+        raised |= set(re.findall(r'(?:NotFound|Conflict|Refused|Forbidden)\(\s*"([A-Z_]+)"', source.read_text()))
+        raised |= set(re.findall(r'reason(?:: str)?\s*=\s*"([A-Z_]+)"', source.read_text()))
+    assert raised
+    assert raised <= known
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_setting_has_a_line_in_the_docs(name: str) -> None:
+    documented = set(re.findall(r"^\| `(FEEDMESH_[A-Z_]+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
+    assert set(settings_of(name)) | set(launch_settings.OWN) <= documented
+
+
+def test_every_process_has_settings_and_every_line_of_the_docs_a_setting() -> None:
+    documented = set(re.findall(r"^\| `(FEEDMESH_[A-Z_]+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
+    assert {process.name for process in processes.FEEDMESH.processes} | {"migrate"} == CONFIGS.keys()
+    assert documented == {*launch_settings.OWN, *(setting for name in CONFIGS for setting in settings_of(name))}
+
+
+@pytest.mark.parametrize("process", processes.FEEDMESH.processes, ids=lambda process: str(process.name))
+def test_the_launcher_tells_each_process_what_it_takes(process: processes.Process) -> None:
+    told = {"FEEDMESH_LOG_LEVEL", "FEEDMESH_METRICS_ADDRESS", *process.settings}
+    told |= {f"FEEDMESH_{name.upper()}_TARGET" for name in process.calls}
+    told |= {"FEEDMESH_GRPC_ADDRESS"} if process.grpc else set()
+    told |= {"FEEDMESH_HTTP_HOST", "FEEDMESH_HTTP_PORT"} if process.http else set()
+    told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
+    told |= {"FEEDMESH_CURSOR_SECRET"} if process.cursors else set()
+    assert told == set(settings_of(process.name))
+
+
+def test_the_layers_hold() -> None:
+    lint = Path(sys.executable).parent / "lint-imports"
+    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def settings_of(name: str) -> list[str]:
+    """The names of a process's settings."""
+    module, kind = CONFIGS[name]
+    fields = getattr(importlib.import_module(module), kind).model_fields
+    return [config.PREFIX + field.upper() for field in fields]

@@ -1,0 +1,145 @@
+"""The launcher's settings, ports and what each child is told."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from launch import settings
+from launch.datadir import cursor_secret, held
+from launch.processes import FEEDMESH
+from launch.settings import HOST, Addresses, Refused
+
+
+def faults(**environ: str) -> tuple[str, ...]:
+    with pytest.raises(Refused) as caught:
+        settings.read(environ, FEEDMESH)
+    return caught.value.lines
+
+
+def test_defaults() -> None:
+    chosen = settings.read({"PATH": "/bin", "FEEDMESH_DATA_DIR": ""}, FEEDMESH)
+    assert chosen == settings.Settings(8080, Path(".data").absolute(), None, "info", {})
+
+
+def test_every_fault_is_one_line() -> None:
+    lines = faults(
+        FEEDMESH_HTTP_PORT="0",
+        FEEDMESH_LOG_LEVEL="loud",
+        FEEDMESH_POSTGRES_DSN="postgresql://u:secret@h/",
+        FEEDMESH_DATA_DIRECTORY="x",
+        FEEDMESH_GRPC_ADDRESS="127.0.0.1:1",
+        feedmesh_http_port="1",
+    )
+    assert len(lines) == 6
+    assert not any("\n" in line or "secret" in line for line in lines)
+    assert any("FEEDMESH_DATA_DIRECTORY is no setting: did you mean FEEDMESH_DATA_DIR?" in line for line in lines)
+    assert any("feedmesh_http_port is no setting: did you mean FEEDMESH_HTTP_PORT?" in line for line in lines)
+    assert any("FEEDMESH_GRPC_ADDRESS is not for you to set" in line for line in lines)
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "8080.0", "http", "٨٠٨٠", " 80", "0x50", "999999999999"])
+def test_a_port_is_a_number_from_1_to_65535(port: str) -> None:
+    assert "FEEDMESH_HTTP_PORT" in faults(FEEDMESH_HTTP_PORT=port)[0]
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u:hush@h:x y/d", "password=hush user", "hush"])
+def test_a_wrong_dsn_is_not_repeated(dsn: str) -> None:
+    (line,) = faults(FEEDMESH_POSTGRES_DSN=dsn)
+    assert "hush" not in line
+
+
+def test_a_child_gets_exactly_its_own() -> None:
+    chosen = settings.read({"FEEDMESH_MAX_FOLLOWING": "7", "FEEDMESH_LOG_LEVEL": "debug"}, FEEDMESH)
+    servers = [process.name for process in FEEDMESH.processes if process.grpc]
+    at = Addresses(
+        grpc={name: ((HOST, 10 + number),) for number, name in enumerate(servers)}
+        | {"ranking": ((HOST, 8), (HOST, 9))},
+        metrics={process.name: (HOST, 20) for process in FEEDMESH.processes},
+    )
+    told = {process.name: settings.told(process, chosen, at, "dsn", "secret") for process in FEEDMESH.processes}
+    common = {"FEEDMESH_LOG_LEVEL": "debug", "FEEDMESH_METRICS_ADDRESS": "127.0.0.1:20"}
+    assert told["graph"] == common | {
+        "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:10",
+        "FEEDMESH_POSTGRES_DSN": "dsn",
+        "FEEDMESH_CURSOR_SECRET": "secret",
+        "FEEDMESH_MAX_FOLLOWING": "7",
+    }
+    assert told["graph-upkeep"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn"}
+    assert told["gateway"] == common | {
+        "FEEDMESH_HTTP_HOST": "127.0.0.1",
+        "FEEDMESH_HTTP_PORT": "8080",
+        "FEEDMESH_GRAPH_TARGET": "127.0.0.1:10",
+        "FEEDMESH_POST_TARGET": "127.0.0.1:11",
+        "FEEDMESH_RANKING_TARGET": "127.0.0.1:8,127.0.0.1:9",
+        "FEEDMESH_TIMELINE_TARGET": "127.0.0.1:13",
+    }
+    inherited = {"HOME": "/h", "FEEDMESH_DATA_DIR": "x", "feedmesh_x": "y"}
+    assert settings.environment(inherited, {"FEEDMESH_A": "1"}) == {
+        "HOME": "/h",
+        "PYTHONUNBUFFERED": "1",
+        "FEEDMESH_A": "1",
+    }
+
+
+def test_every_call_and_database_of_the_table_exists() -> None:
+    servers = {process.name for process in FEEDMESH.processes if process.grpc}
+    databases = {database.name for database in FEEDMESH.databases}
+    assert len({process.name for process in FEEDMESH.processes}) == len(FEEDMESH.processes)
+    for process in FEEDMESH.processes:
+        assert set(process.calls) <= servers
+        assert process.database is None or process.database in databases
+
+
+def test_free_ports_are_distinct_and_outside_the_ephemeral_range() -> None:
+    ports = settings.free_ports(200, taken=12345)
+    low, high = settings._ephemeral()
+    assert len(set(ports)) == 200
+    assert 12345 not in ports
+    if high - low < 45_000:
+        assert not any(low <= port <= high for port in ports)
+
+
+def test_free_ports_fall_back_on_the_ephemeral_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_ephemeral", lambda: (1024, 65535))
+    assert len(settings.free_ports(3, taken=1)) == 3
+
+
+def test_a_port_with_a_listener_is_taken() -> None:
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert settings.port_fault(port) == "is taken by another program"
+    assert settings.port_fault(port) is None
+
+
+def test_a_data_directory_has_one_holder(tmp_path: Path) -> None:
+    with (
+        held(tmp_path / "a b"),
+        pytest.raises(Refused, match=r"in use by another mesh \(process \d+\)"),
+        held(tmp_path / "a b"),
+    ):
+        pass
+    with held(tmp_path / "a b"):
+        pass
+
+
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refused, match="not a directory"), held(place):
+            pass
+
+
+def test_the_cursor_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    (tmp_path / "cursor-secret.new").write_text("half")
+    secret = cursor_secret(tmp_path)
+    assert len(bytes.fromhex(secret)) == 32
+    assert (tmp_path / "cursor-secret").stat().st_mode & 0o777 == 0o600
+    assert cursor_secret(tmp_path) == secret
+    (tmp_path / "cursor-secret").write_text("short\n")
+    with pytest.raises(Refused, match="64 hexadecimal digits"):
+        cursor_secret(tmp_path)
