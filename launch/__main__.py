@@ -268,7 +268,7 @@ def _announce(chosen: Settings, at: Addresses, dsn: str, screen: Screen) -> None
     url = f"http://{HOST}:{chosen.http_port}"
     screen.plain(f"feedmesh is ready on {url}")
     lines = [
-        f"  web app    {url}/",
+        f"  start at   {url}/",
         f"  API        {url}/docs",
         f"  data       {chosen.data_dir}",
         *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),  # one of the user's may hold a password

@@ -1,4 +1,4 @@
-"""Nothing is left out: every RPC has a route or is internal, every reason a status, every setting a line in the docs."""
+"""Nothing is left out: every RPC has a route or is internal, every reason a status, every setting a line of docs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_every_write_takes_an_idempotency_key_and_every_read_takes_none(method: 
 
 
 def test_every_contract_is_looked_at() -> None:
-    services = {path for path in (ROOT / "protos").rglob("*.proto") if re.search(r"^service ", path.read_text(), re.M)}
+    services = {
+        path for path in (ROOT / "protos").rglob("*.proto") if re.search(r"^service ", path.read_text(), re.MULTILINE)
+    }
     assert {ROOT / "protos" / contract.DESCRIPTOR.name for contract in CONTRACTS} == services
 
 
