@@ -19,6 +19,11 @@ def time_ms(identifier: int) -> int:
     return (identifier >> SEQUENCE_BITS) + EPOCH_MS
 
 
+def lowest_at(ms: int) -> int:
+    """The lowest id that can be made at a time, in milliseconds since 1970-01-01 UTC."""
+    return (ms - EPOCH_MS) << SEQUENCE_BITS
+
+
 def timestamp(identifier: int) -> Timestamp:
     """When an id was made."""
     seconds, ms = divmod(time_ms(identifier), 1000)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from runtime import ids
+from runtime.clock import wall_clock
 from runtime.counts import HALF_LIFE_S, Counts
 from runtime.postgres import Connection, Pool, fetch
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
 MAX_SHARERS = 20
 """Sharers of one original that a feed names."""
+DAY_MS = 86_400_000
 AFFINITY_DEPTH = 200
 """How many of a person's latest likes, of their comments and of their shares count for affinity."""
 
@@ -314,7 +317,13 @@ async def newest(
             ORDER BY post_id DESC LIMIT %(limit)s
         ) newest
         ORDER BY newest.post_id DESC LIMIT %(limit)s""",
-        {"authors": author_ids, "min": min_post_id, "max": max_post_id, "limit": limit},
+        {
+            "authors": author_ids,
+            "min": min_post_id,
+            # A bound that is known when the query is planned keeps it out of the partitions that are made ahead.
+            "max": min(max_post_id, ids.lowest_at(wall_clock() + DAY_MS)),
+            "limit": limit,
+        },
     )
     return [(row[0], row[1], row[2]) for row in rows]
 
