@@ -62,7 +62,9 @@ def compile_contracts(scratch: Path) -> Path:
     imports.write_bytes(FileDescriptorSet(file=[*google.file, *descriptor_set.file]).SerializeToString())
     image = scratch / "contracts.binpb"
     keep = ["--include_imports", "--include_source_info"]
-    run_protoc([f"--proto_path={PROTOS}", f"--descriptor_set_in={imports}", *keep, f"--descriptor_set_out={image}", *own])
+    run_protoc(
+        [f"--proto_path={PROTOS}", f"--descriptor_set_in={imports}", *keep, f"--descriptor_set_out={image}", *own]
+    )
     return image
 
 
@@ -87,7 +89,10 @@ def generate(image: Path, out: Path) -> None:
         (Path(scratch) / "buf").rename(Path(scratch) / "feedmesh" / "buf")
         for source in sorted(Path(scratch, "feedmesh").rglob("*.py*")):
             text = re.sub(
-                r"^from buf\.validate import", "from feedmesh.buf.validate import", source.read_text(), flags=re.MULTILINE
+                r"^from buf\.validate import",
+                "from feedmesh.buf.validate import",
+                source.read_text(),
+                flags=re.MULTILINE,
             )
             target = out / source.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)

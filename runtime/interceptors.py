@@ -31,7 +31,7 @@ DEFAULT_DEADLINE_S = 10.0
 
 
 def answer_errors(method: str, call: Call) -> Call:
-    """Turns what a handler raises into a status. A defect is logged whole and answered as INTERNAL, without its text."""
+    """Turns what a handler raises into a status. A defect is logged whole and answered as INTERNAL alone."""
 
     async def around(request: Any, rpc: Context) -> Any:
         try:

@@ -18,7 +18,7 @@ Members = npt.NDArray[np.int64]
 
 def pack(rows: Iterable[tuple[int, int, int]] | Members) -> bytes:
     """Packs rows of three ids, each 0 to 2^53-1, in their order."""
-    array = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), dtype=">i8").reshape(-1, 3)
+    array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else list(rows), dtype=">i8").reshape(-1, 3)
     return array.view(np.uint8).reshape(-1, 3, 8)[:, :, 1:].tobytes()
 
 

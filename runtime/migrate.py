@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+
 from runtime import config, logs, postgres
 
 log = logging.getLogger(__name__)

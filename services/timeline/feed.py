@@ -21,7 +21,7 @@ from runtime import errors, members, validation
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from services.timeline import metrics, scroll
 from services.timeline.relations import Relation, Relations
-from services.timeline.skeleton import Entry, Skeleton, pull
+from services.timeline.skeleton import WINDOW, Entry, Skeleton, pull
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -46,6 +46,7 @@ class Parts:
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
     ranking: RankingServiceAsyncStub
+    window: int = WINDOW
 
 
 async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[pb.GetFeedResponse | errors.Error]:
@@ -81,7 +82,7 @@ async def get_feed(parts: Parts, relation: Relation, request: pb.GetFeedRequest)
     windows = 0
     while place is not None and len(response.posts) < limit and windows < MAX_WINDOWS:
         windows += 1
-        skeleton = await pull(parts.post, viewer_id, authors, place)
+        skeleton = await pull(parts.post, viewer_id, authors, place, parts.window)
         place = skeleton.scroll
         rest = unserved(skeleton)
         if order == pb.FEED_ORDER_RANKED:

@@ -42,8 +42,10 @@ class Skeleton:
     """Entries that stand in an earlier window, at a newer share."""
 
 
-async def pull(post: PostServiceAsyncStub, viewer_id: int, authors: npt.NDArray[np.int64], scroll: Scroll) -> Skeleton:
-    """Reads a window from Postgres, through the post service. Raises Unavailable."""
+async def pull(
+    post: PostServiceAsyncStub, viewer_id: int, authors: npt.NDArray[np.int64], scroll: Scroll, size: int
+) -> Skeleton:
+    """Reads a window of at most `size` posts from Postgres, through the post service. Raises Unavailable."""
     author_ids = authors.tolist()
     newest = await post.BatchListNewest(
         post_pb2.BatchListNewestRequest(
@@ -54,15 +56,15 @@ async def pull(post: PostServiceAsyncStub, viewer_id: int, authors: npt.NDArray[
                     min_post_id=scroll.low or 0,
                     max_post_id=scroll.high,
                     # One more than a window tells whether anything is below it.
-                    limit=WINDOW + 1,
+                    limit=size + 1,
                 )
             ]
         )
     )
     found = members.unpack(newest.items[0].members)
-    window = found[:WINDOW]
+    window = found[:size]
     # What a follow in between pages added may overfill a window that was cut before; then it ends sooner.
-    low = int(window[-1, 0]) if len(found) > WINDOW else scroll.low or 0
+    low = int(window[-1, 0]) if len(found) > size else scroll.low or 0
     bound = scroll.bound
     if bound == ids.MAX_ID:
         # The first page: what is newest now bounds the whole scroll.

@@ -72,6 +72,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`. Sent by the gateway only."""
     ERROR_REASON_BODY_TOO_LARGE: _ErrorReason.ValueType  # 19
     """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
+    ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 20
+    """ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -122,4 +124,6 @@ ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: ErrorReason.ValueType  # 18
 """ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`. Sent by the gateway only."""
 ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 19
 """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
+ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 20
+"""ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

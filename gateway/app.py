@@ -1,0 +1,149 @@
+"""The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
+
+A request passes, outermost first: id and metrics → route and method → room → body → transcoding → call → encoding.
+Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway import metrics, problems
+from gateway.exchange import Answer, Body, ClientGone, Receive, Request, Scope, Send, respond, unless_gone
+from gateway.pages import Page
+from gateway.routes import Call, Route, Table, allow
+from runtime import context
+from runtime.errors import Error, Unavailable
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+JSON_HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class App:
+    """Answers every HTTP request of this process."""
+
+    def __init__(
+        self,
+        routes: Iterable[tuple[Route, Call]],
+        pages: Mapping[str, Page],
+        *,
+        timeout_s: float,
+        max_requests: int,
+    ) -> None:
+        """`timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once."""
+        entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
+        self._table = Table([*entries, *((path, "GET", page) for path, page in pages.items())])
+        self._timeout_s = timeout_s
+        self._max_requests = max_requests
+        self._under_way = 0
+        metrics.UNDER_WAY.set_function(lambda: self._under_way)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection. Only HTTP is served."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway serves no {scope['type']}")
+        begun = time.perf_counter()
+        request = incoming(scope, receive)
+        context.request_id.set(request.id)
+        context.deadline.set(time.monotonic() + self._timeout_s)
+        template, status = "none", metrics.CLIENT_GONE
+        try:
+            template, answer = await self._answer(request)
+            status = answer.status
+            answer = Answer(status, answer.body, [*answer.headers, (b"x-request-id", request.id.encode())])
+            await respond(send, answer, request.body, head=request.is_head)
+        except ClientGone:
+            log.debug("the client left")
+        finally:
+            label = request.method if request.method in METHODS else "OTHER"
+            metrics.REQUESTS.labels(template, label, status).inc()
+            metrics.SECONDS.labels(template, label).observe(time.perf_counter() - begun)
+
+    async def _answer(self, request: Request) -> tuple[str, Answer]:
+        """The route's template and the answer."""
+        found = self._table.find(request.raw_path)
+        if found is None:
+            return "none", problems.answer(Error("ROUTE_NOT_FOUND", "there is nothing at this path"), request.id)
+        template, methods, path = found
+        target = methods.get("GET" if request.is_head else request.method)
+        if target is None:
+            allowed = [(b"allow", allow(methods))]
+            if request.method == "OPTIONS":
+                return template, Answer(204, headers=allowed)
+            error = Error("METHOD_NOT_ALLOWED", f"this path takes {allowed[0][1].decode()}")
+            return template, problems.answer(error, request.id, headers=allowed)
+        try:
+            if isinstance(target, tuple):
+                route, call = target
+                return template, await self._serve(route, call, path, request)
+            return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
+        except Error as error:
+            if error.reason == "INTERNAL" or error.reason not in problems.STATUS:
+                log.error("%s %s failed with %s: %s", request.method, template, error.reason, error.message)
+            return template, problems.answer(error, request.id)
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, template)
+            return template, problems.answer(problems.INTERNAL, request.id)
+
+    async def _serve(self, route: Route, call: Call, path: Mapping[str, str], request: Request) -> Answer:
+        """The answer of the service behind a route."""
+        if self._under_way >= self._max_requests:
+            raise Unavailable("the gateway has as many requests under way as it takes")
+        self._under_way += 1
+        try:
+            content = b""
+            if route.transcoder.has_body:
+                expect_json(request.headers)
+                content = await request.body.read(self._timeout_s)
+            else:
+                await request.body.skip()
+            under_way = call(route.transcoder(path, request.query, request.all_headers, content))
+            # Only reads end with their client: whether a write that is cut off took effect, nobody could tell.
+            response = await (unless_gone(under_way, request.receive) if route.is_read else under_way)
+            headers = [*JSON_HEADERS, *route.encoder.header_values(response)]
+            return Answer(route.status, route.encoder(response), headers)
+        finally:
+            self._under_way -= 1
+
+
+def incoming(scope: Scope, receive: Receive) -> Request:
+    """The request that an ASGI server hands over."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return Request(
+        id=own_or_new_id(headers.get(b"x-request-id")),
+        method=scope["method"],
+        raw_path=scope["raw_path"],
+        query=scope["query_string"],
+        headers=headers,
+        all_headers=scope["headers"],
+        body=Body(receive, headers),
+        receive=receive,
+    )
+
+
+def own_or_new_id(given: bytes | None) -> str:
+    """The client's request id when it is 1 to 128 of A-Z, a-z, 0-9, ".", "_" and "-"; else a new one."""
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def expect_json(headers: Mapping[bytes, bytes]) -> None:
+    """Raises Error (UNSUPPORTED_MEDIA_TYPE) unless the request says that its body is plain JSON."""
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        raise Error("UNSUPPORTED_MEDIA_TYPE", "the body must be application/json")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Error("UNSUPPORTED_MEDIA_TYPE", "the body must not be compressed")

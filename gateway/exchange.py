@@ -1,0 +1,188 @@
+"""One HTTP exchange over ASGI: a body read within bounds, an answer that the client gets to read. Knows no route."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from runtime.errors import Error
+
+Headers = Sequence[tuple[bytes, bytes]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MAX_BODY_BYTES = 2**20
+MAX_DRAINED_BYTES = 8 * 2**20
+"""How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
+DRAIN_S = 5.0
+WATCH_AFTER_S = 0.02
+"""From when on a read notices that its client left: most have answered by then and never pay for watching."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, body and headers. Content-Length and what the connection needs are added when it is sent."""
+
+    status: int
+    body: bytes = b""
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head, and its body to come. Of a repeated header, `headers` holds the last."""
+
+    id: str
+    method: str
+    raw_path: bytes
+    query: bytes
+    headers: dict[bytes, bytes]
+    all_headers: list[tuple[bytes, bytes]]
+    body: Body
+    receive: Receive
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the answer is that of GET without its body."""
+        return self.method == "HEAD"
+
+
+class ClientGone(Exception):
+    """The client has closed the connection."""
+
+
+class Body:
+    """A request's body as it arrives. `done` when nothing of it is still to come."""
+
+    def __init__(self, receive: Receive, headers: dict[bytes, bytes]) -> None:
+        self._receive = receive
+        self._expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        self._length = int(headers[b"content-length"]) if b"content-length" in headers else None
+        self._seen = 0
+        self._until = asyncio.get_running_loop().time() + DRAIN_S
+        self._late = False
+        self.done = b"transfer-encoding" not in headers and not self._length
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it may be read to its end before answering: it is small, and most likely here already."""
+        waited_for = self._expects_continue or self._late
+        return not waited_for and self._length is not None and self._length <= MAX_BODY_BYTES
+
+    async def read(self, timeout_s: float) -> bytes:
+        """All of it, within `timeout_s`. Raises Error (BODY_TOO_LARGE above 1 MiB) or ClientGone."""
+        if self._length is not None and self._length > MAX_BODY_BYTES:
+            raise too_large(MAX_BODY_BYTES)
+        content = bytearray()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.done:
+                    content += await self._next()
+                    if self._seen > MAX_BODY_BYTES:
+                        raise too_large(MAX_BODY_BYTES)
+        except TimeoutError:
+            self._late = True
+            raise too_late() from None
+        return bytes(content)
+
+    async def skip(self) -> None:
+        """Reads and forgets a body that nobody asked for. Raises Error (BODY_TOO_LARGE above 8 MiB)."""
+        if not self.done and not await self.drain():
+            self._late = True
+            raise too_large(MAX_DRAINED_BYTES) if self._seen > MAX_DRAINED_BYTES else too_late()
+
+    async def drain(self) -> bool:
+        """Reads and forgets the rest, up to 8 MiB or 5 s into the request. Returns whether it came to its end."""
+        try:
+            async with asyncio.timeout_at(self._until):
+                while not self.done and self._seen <= MAX_DRAINED_BYTES:
+                    await self._next()
+        except (TimeoutError, ClientGone):
+            pass
+        return self.done
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        self._seen += len(chunk)
+        self.done = not message.get("more_body", False)
+        return chunk
+
+
+def too_large(bound: int) -> Error:
+    """The error for a body over its bound, in bytes."""
+    return Error("BODY_TOO_LARGE", f"the body is over {bound} bytes")
+
+
+def too_late() -> Error:
+    """The error for a body that does not come."""
+    return Error("REQUEST_TIMEOUT", "the body did not arrive in time")
+
+
+async def respond(send: Send, answer: Answer, body: Body, *, head: bool) -> None:
+    """Sends the answer and sees to what is left of the request's body.
+
+    `head` leaves the answer's body out, its length stated. A body still to come is drained first where that is cheap.
+    Otherwise the answer goes out at once (a client may be waiting for it before it sends on) and the connection closes
+    once the rest has been drained: closing with bytes unread would reset it, and the client would never see the answer.
+    """
+    if not body.done and body.cheap:
+        await body.drain()
+    headers = list(answer.headers)
+    if answer.status != 204:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    if not body.done:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    content = b"" if head else answer.body
+    if not body.done:
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        await body.drain()
+        content = b""
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+async def unless_gone(call: Awaitable[T], receive: Receive) -> T:
+    """The call's result. Cancels it and raises ClientGone when the client leaves first. The body has been read."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # a coroutine always runs in one
+    watcher: asyncio.Task[None] | None = None
+    running, gone = True, False
+
+    def watch() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(disconnected(receive))
+        watcher.add_done_callback(leave)
+
+    def leave(watched: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if running and not watched.cancelled():
+            gone = True
+            task.cancel()
+
+    timer = loop.call_later(WATCH_AFTER_S, watch)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        running = False
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

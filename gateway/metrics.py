@@ -1,0 +1,23 @@
+"""Every metric of the gateway, with its unit and meaning."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from runtime.metrics import LATENCY_BUCKETS_S
+
+CLIENT_GONE = 499
+"""The status counted for a client that left before its answer; never sent."""
+
+REQUESTS = Counter(
+    "http_server_requests_total",
+    "Requests answered, by route template (`none`: no such route).",
+    ["route", "method", "status"],
+)
+SECONDS = Histogram(
+    "http_server_request_duration_seconds",
+    "From the request's headers to its answer's last byte handed over.",
+    ["route", "method"],
+    buckets=LATENCY_BUCKETS_S,
+)
+UNDER_WAY = Gauge("http_server_active_requests", "API requests under way.")

@@ -1,0 +1,130 @@
+"""What the gateway serves besides the API: the front page, the API's documentation, health and metrics.
+
+Everything comes from this process: the documentation's assets are those of the wheel `swagger-ui-bundle-v2`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import orjson
+import prometheus_client
+from swagger_ui_bundle import swagger_ui_path
+
+from gateway.exchange import Answer
+from gateway.health import SERVING, Readiness
+
+Page = Callable[[str], Awaitable[Answer]]
+"""Takes the request's `Host` header ("" without); gives the answer to GET."""
+
+ASSETS = {
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "favicon-32x32.png": "image/png",
+}
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
+# Swagger UI writes style attributes and data: images; nothing else needs more than our own origin.
+POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+SWAGGER_UI = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>feedmesh API</title>
+<link rel="icon" href="/docs/favicon-32x32.png">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+START = """SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null,
+  tryItOutEnabled: true, displayRequestDuration: true});
+"""
+
+
+def pages(openapi: bytes, readiness: Readiness, host: str) -> Mapping[str, Page]:
+    """Every page by its path. `host` is the gateway's own host:port, for a client that sends no usable `Host`."""
+    found = {
+        "/": front_page(host),
+        "/healthz": fixed(b'{"alive":true}', "application/json"),
+        "/readyz": ready(readiness),
+        "/metrics": metrics,
+        "/openapi.json": fixed(openapi, "application/json"),
+        "/docs": fixed(SWAGGER_UI.encode(), "text/html; charset=utf-8"),
+        "/docs/start.js": fixed(START.encode(), "text/javascript; charset=utf-8"),
+    }
+    return found | {f"/docs/{name}": asset(name) for name in ASSETS}
+
+
+def answer(body: bytes, content_type: str, *, status: int = 200, cache_s: int = 0) -> Answer:
+    """A page's answer; `cache_s` is how long a browser may keep it."""
+    kept = b"max-age=%d" % cache_s if cache_s else b"no-store"
+    return Answer(
+        status,
+        body,
+        [
+            (b"content-type", content_type.encode()),
+            (b"cache-control", kept),
+            (b"content-security-policy", POLICY),
+            (b"x-content-type-options", b"nosniff"),
+        ],
+    )
+
+
+def fixed(body: bytes, content_type: str) -> Page:
+    """A page that is always the same."""
+    same = answer(body, content_type)
+
+    async def page(_host: str) -> Answer:
+        return same
+
+    return page
+
+
+def asset(name: str) -> Page:
+    """A file of Swagger UI, read at its first use."""
+
+    @cache
+    def load() -> Answer:
+        return answer((swagger_ui_path / name).read_bytes(), ASSETS[name], cache_s=3600)
+
+    async def page(_host: str) -> Answer:
+        return load()
+
+    return page
+
+
+def front_page(own_host: str) -> Page:
+    """The page at `/`: what this is and where to go, with commands that work where it was asked for."""
+    template = (Path(__file__).parent / "web" / "index.html").read_text()
+
+    async def page(host: str) -> Answer:
+        shown = host if HOST.fullmatch(host) else own_host
+        return answer(template.replace("{{host}}", html.escape(shown)).encode(), "text/html; charset=utf-8")
+
+    return page
+
+
+def ready(readiness: Readiness) -> Page:
+    """200 when every part serves, else 503 with each part's state."""
+
+    async def page(_host: str) -> Answer:
+        parts = await readiness()
+        is_ready = all(state == SERVING for state in parts.values())
+        body = orjson.dumps({"ready": is_ready, "parts": parts})
+        return answer(body, "application/json", status=200 if is_ready else 503)
+
+    return page
+
+
+async def metrics(_host: str) -> Answer:
+    """This process's metrics in Prometheus's text format."""
+    return answer(prometheus_client.generate_latest(), prometheus_client.CONTENT_TYPE_LATEST)

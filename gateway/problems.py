@@ -1,0 +1,65 @@
+"""Errors as clients see them: RFC 9457 problem details, from one table of reasons.
+
+No other place maps a reason to an HTTP status; tests/unit/test_gateway_problems.py fails for a reason without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import orjson
+
+from gateway.exchange import Answer, Headers
+from runtime.errors import Error
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+STATUS: Mapping[str, HTTPStatus] = {
+    "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
+    "INVALID_CURSOR": HTTPStatus.BAD_REQUEST,
+    "SELF_FOLLOW": HTTPStatus.BAD_REQUEST,
+    "MALFORMED_JSON": HTTPStatus.BAD_REQUEST,
+    "NOT_OWNER": HTTPStatus.FORBIDDEN,
+    "USER_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "POST_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "COMMENT_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "ROUTE_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "METHOD_NOT_ALLOWED": HTTPStatus.METHOD_NOT_ALLOWED,
+    "REQUEST_TIMEOUT": HTTPStatus.REQUEST_TIMEOUT,
+    "USERNAME_TAKEN": HTTPStatus.CONFLICT,
+    "EMAIL_TAKEN": HTTPStatus.CONFLICT,
+    "REQUEST_IN_PROGRESS": HTTPStatus.CONFLICT,
+    "BODY_TOO_LARGE": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "UNSUPPORTED_MEDIA_TYPE": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "FOLLOW_LIMIT": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "REQUEST_ID_REUSED": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "INTERNAL": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+INTERNAL = Error("INTERNAL", "Something went wrong on our side. The log line with this request_id tells more.")
+"""What a client learns of a defect, whatever the defect says of itself."""
+
+
+def answer(error: Error, request_id: str, headers: Headers = ()) -> Answer:
+    """The problem document for an error. A reason that the table does not know is answered as INTERNAL."""
+    if error.reason == "INTERNAL" or error.reason not in STATUS:
+        error = INTERNAL
+    status = STATUS[error.reason]
+    document: dict[str, object] = {
+        # RFC 9457: with about:blank the title is the status's own; `code` is what a program goes by.
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "code": error.reason.lower(),
+        "detail": error.message,
+        "request_id": request_id,
+    }
+    if error.fields:
+        document["errors"] = [{"field": field, "detail": detail} for field, detail in error.fields]
+    sent = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        sent.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    return Answer(status.value, orjson.dumps(document), sent)

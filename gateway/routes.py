@@ -1,0 +1,177 @@
+"""The route table, read from the contracts: each RPC's `google.api.http`. A new RPC needs no code here.
+
+Every RPC has a route or is marked `internal`; `of_contracts` refuses to start a gateway over one that has neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import grpc
+from google.api import annotations_pb2
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.options.v1 import options_pb2
+from feedmesh.post.v1 import post_pb2
+from feedmesh.ranking.v1 import ranking_pb2
+from feedmesh.timeline.v1 import timeline_pb2
+from gateway.encode import Encoder
+from gateway.transcode import Transcoder
+
+CONTRACTS: Mapping[str, FileDescriptor] = {
+    "graph": graph_pb2.DESCRIPTOR,
+    "post": post_pb2.DESCRIPTOR,
+    "ranking": ranking_pb2.DESCRIPTOR,
+    "timeline": timeline_pb2.DESCRIPTOR,
+}
+"""Each service's contract, by the name that settings call it."""
+Call = Callable[[Message], Awaitable[Message]]
+"""A unary call to a service, with what surrounds every call (runtime/client.py)."""
+VERBS = ("get", "post", "put", "patch", "delete")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One RPC at the edge."""
+
+    service: str
+    """Key of CONTRACTS."""
+    rpc: MethodDescriptor
+    method: str
+    template: str
+    """As in `/posts/{post_id}`; the label of metrics."""
+    status: int
+    response_body: str
+    transcoder: Transcoder
+    encoder: Encoder
+
+    def call(self, channel: grpc.aio.Channel) -> Call:
+        """The RPC as a callable over a channel to its service."""
+        rpc = self.rpc
+        call: Call = channel.unary_unary(
+            f"/{rpc.containing_service.full_name}/{rpc.name}",
+            request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(rpc.output_type).FromString,
+        )
+        return call
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing, so that a call nobody waits for may be cancelled."""
+        return self.method == "GET"
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The template between its slashes."""
+        return segments(self.template)
+
+    @property
+    def path_names(self) -> tuple[str, ...]:
+        """The fields that stand in the path."""
+        return tuple(segment[1:-1] for segment in self.segments if segment.startswith("{"))
+
+
+def of_contracts(contracts: Mapping[str, FileDescriptor] = CONTRACTS) -> tuple[Route, ...]:
+    """The routes of all RPCs. Raises TypeError for an RPC that HTTP cannot carry as its contract says."""
+    return tuple(
+        route(name, rpc)
+        for name, contract in contracts.items()
+        for service in contract.services_by_name.values()
+        for rpc in service.methods
+        if not option(rpc, options_pb2.internal)
+    )
+
+
+def route(service: str, rpc: MethodDescriptor) -> Route:
+    """The route of one RPC."""
+    rule = option(rpc, annotations_pb2.http)
+    verb = rule.WhichOneof("pattern")
+    if verb not in VERBS or rule.body not in ("", "*") or rule.additional_bindings:
+        raise TypeError(f'{rpc.full_name}: needs one google.api.http verb, with body "*" or none, or to be internal')
+    template = getattr(rule, verb)
+    names = tuple(segment[1:-1] for segment in segments(template) if segment.startswith("{"))
+    return Route(
+        service=service,
+        rpc=rpc,
+        method=verb.upper(),
+        template=template,
+        status=option(rpc, options_pb2.success_status) or 200,
+        response_body=rule.response_body,
+        transcoder=Transcoder(rpc.input_type, names, has_body=rule.body == "*"),
+        encoder=Encoder(rpc.output_type, rule.response_body),
+    )
+
+
+def option(rpc: MethodDescriptor, extension: Any) -> Any:
+    """The value of an option that our contracts or Google's add to an RPC."""
+    options: Any = rpc.GetOptions()
+    return options.Extensions[extension]
+
+
+def segments(path: str) -> tuple[str, ...]:
+    """What stands between a path's slashes; `/` is one empty segment."""
+    return tuple(path.split("/")[1:])
+
+
+class Table:
+    """Finds what a path leads to. Generic over what: `entries` are (template, method, target)."""
+
+    def __init__(self, entries: Iterable[tuple[str, str, Any]]) -> None:
+        self._fixed: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {}
+        self._open: dict[int, list[tuple[tuple[str, ...], str, dict[str, Any]]]] = {}
+        for template, method, target in entries:
+            methods = self._methods(template)
+            if method in methods:
+                raise TypeError(f"{method} {template} is there twice")
+            methods[method] = target
+
+    def _methods(self, template: str) -> dict[str, Any]:
+        parts = segments(template)
+        if "{" not in template:
+            return self._fixed.setdefault(parts, (template, {}))[1]
+        same_length = self._open.setdefault(len(parts), [])
+        for other, name, methods in same_length:
+            if name == template:
+                return methods
+            if all(a == b or (a.startswith("{") and b.startswith("{")) for a, b in zip(parts, other, strict=True)):
+                raise TypeError(f"{template} and {name} are one path")
+        same_length.append((parts, template, {}))
+        return same_length[-1][2]
+
+    def find(self, raw_path: bytes) -> tuple[str, dict[str, Any], dict[str, str]] | None:
+        """Template, targets by method and path parameters; None for no such path. The path is as it came, encoded."""
+        try:
+            # Decoded segment by segment: an encoded slash is part of its segment.
+            parts = tuple(unquote_to_bytes(part).decode() for part in raw_path.split(b"/")[1:])
+        except UnicodeDecodeError:
+            return None
+        if found := self._fixed.get(parts):
+            return *found, {}
+        for pattern, template, methods in self._open.get(len(parts), ()):
+            values = match(pattern, parts)
+            if values is not None:
+                return template, methods, values
+        return None
+
+
+def match(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
+    """The parameters' values when the segments fit the pattern of as many; a parameter is never empty."""
+    values = {}
+    for want, have in zip(pattern, parts, strict=True):
+        if want.startswith("{") and have:
+            values[want[1:-1]] = have
+        elif want != have:
+            return None
+    return values
+
+
+def allow(methods: Iterable[str]) -> bytes:
+    """The value of `Allow` for a path with these methods."""
+    own = set(methods)
+    return ", ".join(sorted(own | {"OPTIONS"} | ({"HEAD"} if "GET" in own else set()))).encode()

@@ -1,0 +1,187 @@
+"""The HTTP server under the app: uvicorn, ended by the process's own event, with bounds that uvicorn has not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.app import App
+from runtime import config
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 5
+"""How long requests under way may take to end once the process is asked to stop."""
+BACKLOG = 2_048
+HEAD_S = 10.0
+"""How long a request's head may take to arrive."""
+MAX_HEAD_BYTES = 64 * 2**10
+"""Request line and headers, and the trailers of a chunked body, together."""
+
+
+class HeadTooLarge(Exception):
+    """Ends the parsing of a request; uvicorn answers 400 and closes."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with bounds on a request's head: its bytes, and how long it may take to arrive."""
+
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+    _is_upgrade = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected: its first request must come."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A request begins. Between requests uvicorn's own keep-alive timer runs."""
+        self._head_bytes = 0
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self._give_up)
+        super().on_message_begin()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client.
+
+        A request to upgrade is declined by reading it as if it had not asked. httptools takes all that follows such a
+        head for the other protocol, so that the body would be lost; Java's client asks for h2c by default.
+        """
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":  # asks for a tunnel, whatever its headers
+                    self.send_400_response("This is no proxy.")
+                    return
+                data = self._plain_head() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                # As uvicorn sets it: what follows a request that closes is ignored, not answered by 400.
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+
+    def on_headers_complete(self) -> None:
+        """A request's head is here."""
+        self._is_upgrade = self.parser.should_upgrade()
+        if not self._is_upgrade:
+            self._head_came()
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request's body is here."""
+        if not self._is_upgrade:
+            super().on_message_complete()
+
+    def _plain_head(self) -> bytes:
+        """The head that has just been parsed, without its wish to upgrade."""
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection" and b"close" in value.lower():
+                lines.append(b"connection: close")
+            elif name not in (b"connection", b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _head_came(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # the answer to the request before is still under way
+            self._timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header or trailer."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; signals are the process's business (runtime/process.py)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals alone."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Ends the process with one line and exit code 2 where it cannot."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        config.fail(f"{config.PREFIX}HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}")
+    listener.setblocking(False)
+    return listener
+
+
+def name(listener: socket.socket) -> str:
+    """host:port where a socket listens."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(app: App, listener: socket.socket, stopping: asyncio.Event) -> None:
+    """Serves until `stopping`; then accepts nothing more and gives requests under way 5 s to end."""
+    protocol: Any = BoundedProtocol
+    settings = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    server = Server(settings)
+
+    async def stop() -> None:
+        await stopping.wait()
+        log.info("draining")
+        server.should_exit = True
+
+    stopper = asyncio.create_task(stop())
+    log.info("serving", extra={"address": name(listener)})
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        stopper.cancel()

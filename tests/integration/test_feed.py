@@ -1,0 +1,276 @@
+"""The home feed, stage by stage, on small windows: the real timeline and ranking over gRPC, the post and graph services
+in memory (they pass the contract suites of the real ones)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from google.rpc import status_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
+from feedmesh.post.v1 import post_pb2
+from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
+from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
+from feedmesh.timeline.v1 import timeline_pb2 as pb
+from runtime import client, errors
+from runtime.clock import wall_clock
+from runtime.paging import Cursors
+from services.graph.servicer import SERVICE as GRAPH
+from services.post.servicer import SERVICE as POST
+from services.ranking.servicer import SERVICE as RANKING
+from services.ranking.servicer import RankingServicer
+from services.timeline.feed import Parts, get_feeds
+from services.timeline.relations import Relations
+from services.timeline.servicer import TimelineServicer
+from tests.fakes.graph import FakeGraph
+from tests.fakes.post import FakePost
+from tests.fakes.serving import Served, serving
+
+PEOPLE = 4
+READER = 0
+ORDERS = (pb.FEED_ORDER_RANKED, pb.FEED_ORDER_LATEST)
+
+
+@dataclass(frozen=True)
+class World:
+    """A mesh around a feed, and the people in it."""
+
+    parts: Parts
+    people: list[int]
+    ranking: Served
+
+    async def post(self, author: int) -> int:
+        """A post; its id."""
+        request = post_pb2.CreatePostRequest(user_id=self.people[author], content="words")
+        return (await self.parts.post.CreatePost(request)).post.post_id
+
+    async def share(self, sharer: int, post_id: int, content: str = "") -> int:
+        """A plain share or a quote; its id."""
+        request = post_pb2.SharePostRequest(user_id=self.people[sharer], post_id=post_id, content=content)
+        return (await self.parts.post.SharePost(request)).post.post_id
+
+    async def delete(self, post_id: int) -> None:
+        """Deletes a post, whoever wrote it."""
+        post = (await self.parts.post.GetPost(post_pb2.GetPostRequest(post_id=post_id))).post
+        await self.parts.post.DeletePost(post_pb2.DeletePostRequest(post_id=post_id, user_id=post.user_id))
+
+    async def follow(self, *followees: int) -> None:
+        """The reader follows people."""
+        for followee in followees:
+            await self.parts.graph.Follow(
+                graph_pb2.FollowRequest(follower_id=self.people[READER], following_id=self.people[followee])
+            )
+
+    async def page(self, order: pb.FeedOrder.ValueType, limit: int, cursor: str = "") -> pb.GetFeedResponse:
+        """A page of the reader's feed."""
+        request = pb.GetFeedRequest(user_id=self.people[READER], limit=limit, cursor=cursor, order=order)
+        [answer] = await get_feeds(self.parts, [request])
+        assert isinstance(answer, pb.GetFeedResponse), answer
+        assert len(answer.posts) <= limit
+        return answer
+
+    async def scroll(self, order: pb.FeedOrder.ValueType, limits: Sequence[int], cursor: str = "") -> list[int]:
+        """The ids of the reader's feed to its end."""
+        shown = []
+        for limit in itertools.cycle(limits):
+            page = await self.page(order, limit, cursor)
+            shown += [post.post_id for post in page.posts]
+            if not page.HasField("next_cursor"):
+                return shown
+            cursor = page.next_cursor
+        raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def world(window: int) -> AsyncIterator[World]:
+    """A mesh with four people and nothing else, whose windows hold so many posts."""
+    graph_servicer = FakeGraph()
+    post_servicer = FakePost(graph_servicer)
+    async with (
+        serving(lambda s: add_GraphServiceServicer_to_server(graph_servicer, s), services=(GRAPH,)) as graph,
+        serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(POST,)) as post,
+        client.connect(graph.target, GRAPH) as graph_channel,
+        client.connect(post.target, POST) as post_channel,
+    ):
+        ranking_servicer = RankingServicer(PostServiceStub(post_channel), wall_clock)
+        async with (
+            serving(
+                lambda s: add_RankingServiceServicer_to_server(ranking_servicer, s), services=(RANKING,)
+            ) as ranking,
+            client.connect(ranking.target, RANKING) as ranking_channel,
+        ):
+            graph_stub = GraphServiceStub(graph_channel)
+            people = [
+                (
+                    await graph_stub.CreateUser(
+                        graph_pb2.CreateUserRequest(username=f"person{n}", email=f"person{n}@example.org")
+                    )
+                ).user.user_id
+                for n in range(PEOPLE)
+            ]
+            parts = Parts(
+                Relations(graph_stub),
+                Cursors("a secret of at least 32 characters"),
+                graph_stub,
+                PostServiceStub(post_channel),
+                RankingServiceStub(ranking_channel),
+                window,
+            )
+            yield World(parts, people, ranking)
+
+
+@dataclass
+class Entry:
+    """What the model knows of a post."""
+
+    post_id: int
+    author: int
+    original: int
+    deleted: bool = False
+
+
+acts = st.lists(
+    st.tuples(st.sampled_from("ppppssqd"), st.integers(0, PEOPLE - 1), st.integers(0, 10**6)), min_size=1, max_size=40
+)
+
+
+async def perform(world: World, acts: list[tuple[str, int, int]], entries: list[Entry]) -> None:
+    """Posts, shares, quotes and deletes as the acts say, and notes it in the model."""
+    for act, person, number in acts:
+        there = [entry for entry in entries if entry.post_id == entry.original and not entry.deleted]
+        aim = there[number % len(there)] if there else None
+        if act == "p" or aim is None:
+            post_id = await world.post(person)
+            entries.append(Entry(post_id, person, post_id))
+        elif act == "s":
+            share_id = await world.share(person, aim.post_id)
+            if share_id not in {entry.post_id for entry in entries}:
+                entries.append(Entry(share_id, person, aim.post_id))
+        elif act == "q":
+            post_id = await world.share(person, aim.post_id, "quoted")
+            entries.append(Entry(post_id, person, post_id))
+        else:
+            await world.delete(aim.post_id)
+            aim.deleted = True
+
+
+def expected(entries: list[Entry], authors: set[int]) -> list[int]:
+    """The posts of a feed, newest first: each once, at its newest plain share by one of the authors or at itself."""
+    deleted = {entry.post_id for entry in entries if entry.deleted}
+    place: dict[int, int] = {}
+    for entry in entries:
+        if entry.author in authors and entry.original not in deleted:
+            place[entry.original] = max(place.get(entry.original, 0), entry.post_id)
+    return sorted(place, key=lambda post_id: -place[post_id])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(acts, st.sets(st.integers(1, PEOPLE - 1)), st.integers(1, 9), st.lists(st.integers(1, 12), min_size=1))
+async def test_a_feed_is_what_the_posts_say(
+    acts: list[tuple[str, int, int]], followees: set[int], window: int, limits: list[int]
+) -> None:
+    async with world(window) as mesh:
+        entries: list[Entry] = []
+        await mesh.follow(*followees)
+        await perform(mesh, acts, entries)
+        wanted = expected(entries, followees | {READER})
+        assert await mesh.scroll(pb.FEED_ORDER_LATEST, limits) == wanted
+        ranked = await mesh.scroll(pb.FEED_ORDER_RANKED, limits)
+        assert sorted(ranked) == sorted(wanted)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(acts, acts, st.integers(1, 9), st.integers(1, 8), st.sampled_from(ORDERS))
+async def test_what_happens_in_mid_scroll_repeats_and_hides_nothing(
+    before: list[tuple[str, int, int]],
+    between: list[tuple[str, int, int]],
+    window: int,
+    limit: int,
+    order: pb.FeedOrder.ValueType,
+) -> None:
+    async with world(window) as mesh:
+        entries: list[Entry] = []
+        await mesh.follow(*range(1, PEOPLE))
+        await perform(mesh, before, entries)
+        eligible = set(expected(entries, set(range(PEOPLE))))
+        first = await mesh.page(order, limit)
+        await perform(mesh, between, entries)
+        shown = [post.post_id for post in first.posts]
+        if first.HasField("next_cursor"):
+            shown += await mesh.scroll(order, [limit], first.next_cursor)
+        assert len(shown) == len(set(shown))
+        still_there = eligible & set(expected(entries, set(range(PEOPLE))))
+        assert still_there <= set(shown) <= eligible
+
+
+async def test_without_ranking_a_page_is_newest_first_and_says_so() -> None:
+    async with world(5) as mesh:
+        posts = [await mesh.post(READER) for _ in range(12)]
+        await mesh.ranking.stop()
+        page = await mesh.page(pb.FEED_ORDER_RANKED, 20)
+        assert [post.post_id for post in page.posts] == posts[::-1]
+        assert list(page.degraded) == ["ranking"]
+        assert list((await mesh.page(pb.FEED_ORDER_LATEST, 20)).degraded) == []
+
+
+async def test_one_bad_page_of_a_batch_fails_alone() -> None:
+    async with world(5) as mesh:
+        post_id = await mesh.post(READER)
+        request = pb.BatchGetFeedRequest()
+        request.items.add(user_id=mesh.people[READER])
+        request.items.add(user_id=1)
+        request.items.add(user_id=0)
+        request.items.add(user_id=mesh.people[READER], cursor="forged")
+        request.items.add(user_id=mesh.people[READER], limit=101)
+        answer = await TimelineServicer(mesh.parts).BatchGetFeed(request, None)
+        assert [post.post_id for post in answer.items[0].feed.posts] == [post_id]
+        failed = [errors.from_status(status_pb2.Status.FromString(i.error.SerializeToString())) for i in answer.items]
+        assert [error.reason for error in failed[1:]] == [
+            "USER_NOT_FOUND",
+            "INVALID_ARGUMENT",
+            "INVALID_CURSOR",
+            "INVALID_ARGUMENT",
+        ]
+        assert [error.fields[0].field for error in failed[2:]] == ["user_id", "cursor", "limit"]
+
+
+async def test_relations_are_asked_for_once_and_then_only_whether_they_changed() -> None:
+    async with world(5) as mesh:
+        relations = mesh.parts.relations
+        reader = mesh.people[READER]
+        first = (await relations.of([reader]))[reader]
+        assert (await relations.of([reader]))[reader] is first
+        await mesh.follow(1, 2)
+        second = (await relations.of([reader]))[reader]
+        assert second.version > first.version
+        assert set(second.following.tolist()) == {mesh.people[1], mesh.people[2]}
+        assert await relations.of([1]) == {}
+
+
+async def test_a_page_looks_at_a_bounded_number_of_windows_and_the_next_one_goes_on() -> None:
+    async with world(2) as mesh:
+        # A feed of nothing but posts that stand elsewhere: each original once, then shared by everyone.
+        await mesh.follow(1, 2, 3)
+        posts = [await mesh.post(1) for _ in range(40)]
+        for post_id in posts:
+            await mesh.share(2, post_id)
+        first = await mesh.page(pb.FEED_ORDER_LATEST, 100)
+        assert len(first.posts) < 40
+        assert first.HasField("next_cursor")
+        rest = await mesh.scroll(pb.FEED_ORDER_LATEST, [100], first.next_cursor)
+        assert [post.post_id for post in first.posts] + rest == posts[::-1]
+
+
+async def test_a_channel_to_nowhere_is_an_error_and_no_hang() -> None:
+    async with world(5) as mesh:
+        nowhere = client.connect("127.0.0.1:1", POST)
+        parts = replace(mesh.parts, post=PostServiceStub(nowhere))
+        [answer] = await get_feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
+        assert isinstance(answer, errors.Unavailable)
+        await nowhere.close()

@@ -1,0 +1,89 @@
+"""The route table: every RPC at the edge or internal, and paths found as they come."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from feedmesh.options.v1 import options_pb2
+from gateway.routes import CONTRACTS, Table, allow, of_contracts, option
+
+ROUTES = of_contracts()
+
+
+def test_every_rpc_has_a_route_or_is_internal() -> None:
+    rpcs = {
+        rpc.full_name: bool(option(rpc, options_pb2.internal))
+        for contract in CONTRACTS.values()
+        for service in contract.services_by_name.values()
+        for rpc in service.methods
+    }
+    routed = {route.rpc.full_name for route in ROUTES}
+    assert routed == {name for name, internal in rpcs.items() if not internal}
+
+
+def test_the_four_calls_that_the_owner_fixed() -> None:
+    table = {(route.method, route.template): (route.rpc.name, route.status) for route in ROUTES}
+    assert table["POST", "/posts"] == ("CreatePost", 201)
+    assert table["GET", "/feed"] == ("GetFeed", 200)
+    assert table["POST", "/like"] == ("LikePost", 200)
+    assert table["POST", "/follow"] == ("Follow", 200)
+
+
+def test_an_rpc_with_neither_is_refused_at_start() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="t.proto", package="t", syntax="proto3")
+    file.message_type.add(name="M")
+    file.service.add(name="S").method.add(name="R", input_type=".t.M", output_type=".t.M")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    with pytest.raises(TypeError, match=r"t\.S\.R: needs one"):
+        of_contracts({"t": pool.FindFileByName("t.proto")})
+
+
+TABLE = Table(
+    [
+        ("/", "GET", "root"),
+        ("/posts", "POST", "create"),
+        ("/posts/new", "GET", "new"),
+        ("/posts/{post_id}", "GET", "read"),
+        ("/posts/{post_id}", "DELETE", "delete"),
+        ("/users/{user_id}/posts", "GET", "of"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (b"/", ("/", ["GET"], {})),
+        (b"/posts", ("/posts", ["POST"], {})),
+        (b"/p%6fsts", ("/posts", ["POST"], {})),
+        (b"/posts/new", ("/posts/new", ["GET"], {})),
+        (b"/posts/12", ("/posts/{post_id}", ["GET", "DELETE"], {"post_id": "12"})),
+        (b"/posts/1%2F2", ("/posts/{post_id}", ["GET", "DELETE"], {"post_id": "1/2"})),
+        (b"/users/%C3%A9/posts", ("/users/{user_id}/posts", ["GET"], {"user_id": "é"})),
+        (b"/posts/", None),
+        (b"/posts/12/", None),
+        (b"//posts", None),
+        (b"/users//posts", None),
+        (b"/posts%2F12", None),
+        (b"/posts/%ff", None),
+        (b"", None),
+        (b"*", None),
+    ],
+)
+def test_paths(path: bytes, found: tuple[str, list[str], dict[str, str]] | None) -> None:
+    result = TABLE.find(path)
+    assert (result and (result[0], list(result[1]), result[2])) == found
+
+
+def test_two_routes_of_one_path_are_refused_at_start() -> None:
+    with pytest.raises(TypeError, match="twice"):
+        Table([("/a/{x}", "GET", 1), ("/a/{x}", "GET", 2)])
+    with pytest.raises(TypeError, match="one path"):
+        Table([("/a/{x}", "GET", 1), ("/a/{y}", "POST", 2)])
+
+
+def test_allow() -> None:
+    assert allow(["GET", "DELETE"]) == b"DELETE, GET, HEAD, OPTIONS"
+    assert allow(["POST"]) == b"OPTIONS, POST"
