@@ -399,7 +399,7 @@ async def test_a_body_that_does_not_come_is_not_awaited_for_ever(monkeypatch: py
         received = await running.send((KEEP_ALIVE + "Content-Length: 2000000\r\n\r\n").encode() + b"{")
         assert received.startswith(b"HTTP/1.1 413 ")
         received = await running.send((KEEP_ALIVE + "Content-Length: 20\r\n\r\n").encode() + b"{")
-        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.startswith(b"HTTP/1.1 408 ")
 
 
 async def test_a_client_that_waits_for_100_continue_is_answered_without_it(running: Running) -> None:

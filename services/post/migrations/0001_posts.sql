@@ -21,6 +21,8 @@ DECLARE
     month timestamp;
     made integer := 0;
 BEGIN
+    -- One maker at a time; the other then finds them made.
+    PERFORM pg_advisory_xact_lock(hashtextextended('make_post_partitions', 0));
     FOR month IN
         SELECT generate_series(date_trunc('month', now() AT TIME ZONE 'UTC'),
                                date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => months_ahead),
