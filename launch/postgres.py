@@ -71,6 +71,8 @@ class Server:
             "logging_collector": "off",
             "log_line_prefix": "",
             "log_checkpoints": "off",
+            # What a statement failed with, the service that sent it says.
+            "log_min_messages": "log",
             # Nothing acknowledged may be lost; only a test may say otherwise.
             **dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "on" if self.durable else "off"),
         }

@@ -22,6 +22,7 @@ Dsn = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 """A connection string of libpq: `postgresql://user@host/database` or `host=… dbname=…`."""
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
+Reader = Pool | Connection
 T = TypeVar("T")
 
 STATEMENT_TIMEOUT_MS = 8_000
@@ -57,8 +58,6 @@ async def connect(settings: PostgresSettings) -> AsyncIterator[Pool]:
         max_size=settings.postgres_pool_size,
         timeout=CONNECTION_WAIT_S,
         max_waiting=MAX_WAITING,
-        # A connection that a restart of the database broke is replaced before a request gets it.
-        check=AsyncConnectionPool.check_connection,
         reconnect_timeout=5,
         open=False,
     )
@@ -79,14 +78,19 @@ async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Runs `work` in one transaction and commits it; tries again, at most 5 times, where Postgres asks for that.
 
     Tried again are serialization failures, deadlocks, and a clash of two ids made in the same millisecond. `work` must
-    do nothing but talk to its connection. Raises what `work` raised; nothing is written then.
+    do nothing but talk to its connection. Raises what `work` raised; nothing is written then. Where the connection
+    breaks at the commit, nobody can tell: that is what idempotency keys are for.
     """
     for attempt in range(1, ATTEMPTS + 1):
+        begun = False
         try:
             async with pool.connection() as connection, connection.transaction():
+                begun = True
                 return await work(connection)
         except psycopg.Error as error:
-            if attempt == ATTEMPTS or not may_pass(error):
+            # A connection that a restart of the database broke fails before anything has begun.
+            broken = isinstance(error, psycopg.OperationalError) and not begun
+            if attempt == ATTEMPTS or not (broken or may_pass(error)):
                 raise
             metrics.POSTGRES_RETRIES.labels(type(error).__name__).inc()
             await asyncio.sleep(0.002 * 2**attempt)
@@ -101,8 +105,19 @@ def may_pass(error: psycopg.Error) -> bool:
     return isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected))
 
 
-async def fetch(pool: Pool, query: str, parameters: dict[str, Any] | None = None) -> list[TupleRow]:
-    """All rows of one query on a connection of the pool, outside a transaction."""
-    async with pool.connection() as connection:
-        cursor = await connection.execute(query.encode(), parameters)
-        return await cursor.fetchall()
+async def fetch(reader: Reader, query: str, parameters: dict[str, Any] | None = None) -> list[TupleRow]:
+    """All rows of one query that changes nothing: in a connection's transaction, or outside one on any of the pool's.
+
+    On the pool it is tried again where it met a broken connection.
+    """
+    if isinstance(reader, AsyncConnection):
+        return await (await reader.execute(query.encode(), parameters)).fetchall()
+    for attempt in range(1, ATTEMPTS + 1):
+        async with reader.connection() as connection:
+            try:
+                cursor = await connection.execute(query.encode(), parameters)
+                return await cursor.fetchall()
+            except psycopg.OperationalError:
+                if attempt == ATTEMPTS or not connection.broken:
+                    raise
+    raise AssertionError("unreachable")

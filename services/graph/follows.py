@@ -21,8 +21,9 @@ async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> p
 
     async def work(connection: Connection) -> pb.FollowResponse:
         await lock(connection, follower_id, following_id)
-        if not await store.follows(connection, follower_id, following_id):
-            if await store.following_count(connection, follower_id) >= max_following:
+        is_there, count = await store.following_state(connection, follower_id, following_id)
+        if not is_there:
+            if count >= max_following:
                 raise errors.Refused("FOLLOW_LIMIT", f"one may follow at most {max_following} people")
             await store.insert_edge(connection, follower_id, following_id)
         return pb.FollowResponse(status=pb.FOLLOW_STATUS_FOLLOWING)

@@ -82,19 +82,15 @@ async def lock_edge(connection: Connection, follower_id: int, following_id: int)
     return found
 
 
-async def following_count(connection: Connection, user_id: int) -> int:
-    """How many people someone follows, exactly."""
-    cursor = await connection.execute("SELECT count(*) FROM followers WHERE follower_id = %s", (user_id,))
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
-
-
-async def follows(connection: Connection, follower_id: int, following_id: int) -> bool:
-    """Whether the edge is there."""
+async def following_state(connection: Connection, follower_id: int, following_id: int) -> tuple[bool, int]:
+    """Whether the edge is there, and how many people the follower follows, exactly."""
     cursor = await connection.execute(
-        "SELECT 1 FROM followers WHERE follower_id = %s AND following_id = %s", (follower_id, following_id)
+        "SELECT coalesce(bool_or(following_id = %s), false), count(*) FROM followers WHERE follower_id = %s",
+        (following_id, follower_id),
     )
-    return await cursor.fetchone() is not None
+    row = await cursor.fetchone()
+    assert row is not None
+    return bool(row[0]), int(row[1])
 
 
 async def insert_edge(connection: Connection, follower_id: int, following_id: int) -> None:

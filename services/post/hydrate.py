@@ -20,6 +20,8 @@ async def hydrate(pool: Pool, people: People, pages: Sequence[tuple[int, Sequenc
     The viewer is 0 for a stranger. A plain share of a deleted original does not exist.
     """
     rows = await store.posts(pool, {post_id for _, post_ids in pages for post_id in post_ids})
+    if originals := {row.shared_post_id for row in rows.values() if row.shared_post_id is not None} - rows.keys():
+        rows |= await store.posts(pool, originals)
     likeable = [
         (viewer, shown_id)
         for viewer, post_ids in pages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import idempotency
-from runtime.postgres import Connection, Pool
+from runtime.postgres import Connection, Pool, Reader
 from services.post import store
 from services.post.hydrate import not_found
 from services.post.people import People
@@ -38,9 +38,9 @@ async def unlike_post(pool: Pool, people: People, request: pb.UnlikePostRequest)
     return await idempotency.write(pool, request, request.user_id, pb.UnlikePostResponse, work)
 
 
-async def target(connection: Connection, post_id: int) -> store.Target:
+async def target(reader: Reader, post_id: int) -> store.Target:
     """What an act on a post goes to. Raises NotFound (POST_NOT_FOUND)."""
-    found = await store.target(connection, post_id)
+    found = await store.target(reader, post_id)
     if found is None:
         raise not_found(post_id)
     return found

@@ -7,7 +7,8 @@ from runtime import errors, idempotency, ids
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.postgres import Connection, Pool
 from services.post import store
-from services.post.hydrate import hydrate, hydrate_one, not_found
+from services.post.hydrate import hydrate, not_found, present
+from services.post.likes import target
 from services.post.people import People
 
 
@@ -35,21 +36,34 @@ async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest)
 async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -> pb.SharePostResponse:
     """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
     await people.require(request.user_id)
+    seen = await target(pool, request.post_id)
+    names = await people.names({request.user_id, seen.author_id})
 
     async def work(connection: Connection) -> pb.SharePostResponse:
-        original = await store.target(connection, request.post_id)
-        if original is None:
-            raise not_found(request.post_id)
+        original = await target(connection, request.post_id)
         if request.content.strip():
             share_id = await store.insert_post(connection, request.user_id, request.content, "", original.post_id)
             await store.add_delta(connection, original.post_id, shares=1)
         else:
-            share_id = await store.insert_plain_share(connection, request.user_id, original)
-        return pb.SharePostResponse(post=pb.Post(post_id=share_id))
+            share_id = await share_plainly(connection, request.user_id, original)
+        rows = await store.posts(connection, [share_id, original.post_id])
+        if len(rows) < 2:
+            # The original was deleted meanwhile: nothing is written.
+            raise not_found(request.post_id)
+        liked = await store.liked(connection, [(request.user_id, original.post_id)])
+        return pb.SharePostResponse(post=present(rows, rows[share_id], names, request.user_id, liked))
 
-    # What is stored for a replay is the id; the post is read as it is now.
-    answer = await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
-    return pb.SharePostResponse(post=await hydrate_one(pool, people, answer.post.post_id, request.user_id))
+    return await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
+
+
+async def share_plainly(connection: Connection, user_id: int, original: store.Target) -> int:
+    """Someone's one plain share of a post: the one that there is, or a new one."""
+    while True:
+        # Between the two statements the share that was in the way may have been taken back: then it is made again.
+        share_id = await store.insert_plain_share(connection, user_id, original)
+        share_id = share_id or await store.plain_share(connection, user_id, original)
+        if share_id:
+            return share_id
 
 
 async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePostResponse:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from runtime import ids
 from runtime.clock import wall_clock
 from runtime.counts import HALF_LIFE_S, Counts
-from runtime.postgres import Connection, Pool, fetch
+from runtime.postgres import Connection, Pool, Reader, fetch
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
 MAX_SHARERS = 20
@@ -55,12 +55,22 @@ class Target(NamedTuple):
     author_id: int
 
 
-COUNT_COLUMNS = ", ".join(
-    f"coalesce(c.{column}, 0) + coalesce(d.{column}, 0) AS {column}" for column in POST_COUNTS.columns
-)
-PENDING = """
-    SELECT sum(likes)::bigint AS likes, sum(comments)::bigint AS comments, sum(shares)::bigint AS shares
-    FROM post_count_deltas WHERE post_id = p.post_id"""
+ORIGINAL_IS_THERE = """
+    (p.original_id = p.post_id
+     OR EXISTS (SELECT FROM posts o WHERE o.post_id = p.original_id AND o.deleted_at IS NULL))"""
+# Totals and pending deltas of the posts %(ids)s, exact as of the statement: two index scans, however many posts.
+COUNTED = f"""
+    SELECT post_id, sum(likes)::bigint AS likes, sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
+           greatest(0, sum(heat)) AS heat
+    FROM (
+        SELECT post_id, likes, comments, shares,
+               heat * power(0.5, extract(epoch FROM now() - heat_at) / {HALF_LIFE_S}) AS heat
+        FROM post_counts WHERE post_id = ANY(%(ids)s)
+        UNION ALL
+        SELECT post_id, likes, comments, shares, {POST_COUNTS.decayed}
+        FROM post_count_deltas WHERE post_id = ANY(%(ids)s)
+    ) AS part
+    GROUP BY post_id"""
 
 
 # Writes, each within the caller's transaction.
@@ -81,8 +91,8 @@ async def insert_post(
     return int(row[0])
 
 
-async def insert_plain_share(connection: Connection, user_id: int, original: Target) -> int:
-    """Adds a plain share, unless there is one; the id of the one that there is then, and its count delta."""
+async def insert_plain_share(connection: Connection, user_id: int, original: Target) -> int | None:
+    """Adds a plain share with its count delta, unless there is one; its id, or None where there is one."""
     cursor = await connection.execute(
         """
         WITH share AS (
@@ -99,14 +109,16 @@ async def insert_plain_share(connection: Connection, user_id: int, original: Tar
         {"user": user_id, "post": original.post_id, "author": original.author_id},
     )
     row = await cursor.fetchone()
-    if row is None:
-        # A statement of its own, for a snapshot that sees the share that was in the way.
-        cursor = await connection.execute(
-            "SELECT share_id FROM shares WHERE post_id = %s AND user_id = %s", (original.post_id, user_id)
-        )
-        row = await cursor.fetchone()
-        assert row is not None
-    return int(row[0])
+    return None if row is None else int(row[0])
+
+
+async def plain_share(connection: Connection, user_id: int, original: Target) -> int | None:
+    """The id of someone's plain share of a post, which is then there until the transaction ends; None without."""
+    cursor = await connection.execute(
+        "SELECT share_id FROM shares WHERE post_id = %s AND user_id = %s FOR SHARE", (original.post_id, user_id)
+    )
+    row = await cursor.fetchone()
+    return None if row is None else int(row[0])
 
 
 async def lock_post(connection: Connection, post_id: int) -> tuple[int, int, int | None, bool] | None:
@@ -122,25 +134,26 @@ async def lock_post(connection: Connection, post_id: int) -> tuple[int, int, int
 
 
 async def delete_post(connection: Connection, post_id: int, shared_post_id: int | None) -> None:
-    """Empties a post and marks it deleted; takes it from its original's count of shares."""
+    """Empties a post and marks it deleted, its counts with it; takes it from its original's count of shares."""
     await connection.execute(
         "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s", (post_id,)
     )
+    await delete_counts(connection, post_id)
     if shared_post_id is not None:
         await connection.execute("DELETE FROM shares WHERE post_id = %s AND share_id = %s", (shared_post_id, post_id))
         await add_delta(connection, shared_post_id, shares=-1)
 
 
-async def target(connection: Connection, post_id: int) -> Target | None:
+async def target(reader: Reader, post_id: int) -> Target | None:
     """What an act on a post goes to: the post, or the original of a plain share; None where either is deleted."""
-    cursor = await connection.execute(
+    rows = await fetch(
+        reader,
         """
         SELECT o.post_id, o.user_id FROM posts p JOIN posts o ON o.post_id = p.original_id
-        WHERE p.post_id = %s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
-        (post_id,),
+        WHERE p.post_id = %(post)s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
+        {"post": post_id},
     )
-    row = await cursor.fetchone()
-    return None if row is None else Target(*row)
+    return Target(*rows[0]) if rows else None
 
 
 async def insert_like(connection: Connection, user_id: int, liked: Target) -> None:
@@ -218,38 +231,43 @@ async def delete_comment(connection: Connection, comment: CommentRow) -> None:
 
 
 async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, shares: int = 0) -> None:
-    """Adds to a post's counts."""
+    """Adds to a post's counts, unless it is deleted and so has none."""
     await connection.execute(
-        "INSERT INTO post_count_deltas (post_id, comments, shares) VALUES (%s, %s, %s)", (post_id, comments, shares)
+        """
+        INSERT INTO post_count_deltas (post_id, comments, shares)
+        SELECT post_id, %s, %s FROM posts WHERE post_id = %s AND deleted_at IS NULL""",
+        (comments, shares, post_id),
     )
+
+
+async def delete_counts(connection: Connection, post_id: int) -> None:
+    """Removes a deleted post's counts. What transactions under way still add, the sweep removes."""
+    await connection.execute("DELETE FROM post_count_deltas WHERE post_id = %s", (post_id,))
+    await connection.execute("DELETE FROM post_counts WHERE post_id = %s", (post_id,))
 
 
 # Reads.
 
 
-async def posts(pool: Pool, post_ids: Iterable[int]) -> dict[int, PostRow]:
-    """Those of the posts that are not deleted, and the originals that they share, by id."""
+async def posts(reader: Reader, post_ids: Iterable[int]) -> dict[int, PostRow]:
+    """Those of the posts that are not deleted, by id."""
+    # `= ANY` of the key, and no join that chooses the rows, reads just them, and only in the partitions that hold them.
     rows = await fetch(
-        pool,
+        reader,
         f"""
-        WITH wanted AS (
-            SELECT unnest(%(ids)s::bigint[]) AS post_id
-            UNION
-            SELECT shared_post_id FROM posts WHERE post_id = ANY(%(ids)s) AND shared_post_id IS NOT NULL
-        )
-        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, {COUNT_COLUMNS}
-        FROM wanted JOIN posts p USING (post_id)
-        LEFT JOIN post_counts c ON c.post_id = p.post_id LEFT JOIN LATERAL ({PENDING}) d ON true
-        WHERE p.deleted_at IS NULL""",
+        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id,
+               coalesce(c.likes, 0), coalesce(c.comments, 0), coalesce(c.shares, 0)
+        FROM posts p LEFT JOIN ({COUNTED}) c ON c.post_id = p.post_id
+        WHERE p.post_id = ANY(%(ids)s) AND p.deleted_at IS NULL""",
         {"ids": list(post_ids)},
     )
     return {row[0]: PostRow(*row) for row in rows}
 
 
-async def liked(pool: Pool, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
+async def liked(reader: Reader, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
     """Those of the pairs of user and post where the user likes the post."""
     rows = await fetch(
-        pool,
+        reader,
         """
         SELECT user_id, post_id FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS pair (user_id, post_id)
         JOIN likes USING (user_id, post_id)""",
@@ -262,11 +280,10 @@ async def posts_of(pool: Pool, user_id: int, before: int, limit: int) -> list[in
     """The ids of someone's posts below `before`, newest first, plain shares of deleted originals left out."""
     rows = await fetch(
         pool,
-        """
+        f"""
         SELECT p.post_id FROM posts p
         WHERE p.user_id = %(user)s AND p.post_id < %(before)s AND p.deleted_at IS NULL
-          AND (p.original_id = p.post_id OR EXISTS (
-              SELECT FROM posts o WHERE o.post_id = p.original_id AND o.deleted_at IS NULL))
+          AND {ORIGINAL_IS_THERE}
         ORDER BY p.post_id DESC LIMIT %(limit)s""",
         {"user": user_id, "before": before, "limit": limit},
     )
@@ -297,14 +314,15 @@ async def newest(
     """
     rows = await fetch(
         pool,
-        """
+        f"""
         WITH heads AS (
             SELECT author.user_id, head.post_id
             FROM unnest(%(authors)s::bigint[]) AS author (user_id)
             CROSS JOIN LATERAL (
-                SELECT post_id FROM posts
-                WHERE user_id = author.user_id AND deleted_at IS NULL AND post_id BETWEEN %(min)s AND %(max)s
-                ORDER BY post_id DESC LIMIT 1
+                SELECT p.post_id FROM posts p
+                WHERE p.user_id = author.user_id AND p.deleted_at IS NULL AND p.post_id BETWEEN %(min)s AND %(max)s
+                  AND {ORIGINAL_IS_THERE}
+                ORDER BY p.post_id DESC LIMIT 1
             ) head
             ORDER BY head.post_id DESC LIMIT %(limit)s
         ), bound AS (
@@ -312,13 +330,14 @@ async def newest(
         )
         SELECT newest.post_id, heads.user_id, newest.original_id
         FROM heads CROSS JOIN bound CROSS JOIN LATERAL (
-            SELECT post_id, original_id FROM posts
-            WHERE user_id = heads.user_id AND deleted_at IS NULL AND post_id BETWEEN bound.post_id AND heads.post_id
-            ORDER BY post_id DESC LIMIT %(limit)s
+            SELECT p.post_id, p.original_id FROM posts p
+            WHERE p.user_id = heads.user_id AND p.deleted_at IS NULL
+              AND p.post_id BETWEEN bound.post_id AND heads.post_id AND {ORIGINAL_IS_THERE}
+            ORDER BY p.post_id DESC LIMIT %(limit)s
         ) newest
         ORDER BY newest.post_id DESC LIMIT %(limit)s""",
         {
-            "authors": author_ids,
+            "authors": list(set(author_ids)),
             "min": min_post_id,
             # A bound that is known when the query is planned keeps it out of the partitions that are made ahead.
             "max": min(max_post_id, ids.lowest_at(wall_clock() + DAY_MS)),
@@ -335,36 +354,22 @@ async def sharers(
     rows = await fetch(
         pool,
         """
-        SELECT share.share_id, share.user_id, original.post_id
-        FROM unnest(%(originals)s::bigint[]) AS original (post_id)
-        CROSS JOIN LATERAL (
-            SELECT share_id, user_id FROM shares
-            WHERE post_id = original.post_id AND user_id = ANY(%(sharers)s) AND share_id <= %(max)s
-            ORDER BY share_id DESC LIMIT %(limit)s
-        ) share
-        ORDER BY share.share_id DESC""",
+        SELECT share.share_id, share.user_id, share.post_id FROM (
+            SELECT share_id, user_id, post_id, row_number() OVER (PARTITION BY post_id ORDER BY share_id DESC) AS place
+            FROM shares WHERE post_id = ANY(%(originals)s) AND user_id = ANY(%(sharers)s) AND share_id <= %(max)s
+        ) AS share JOIN posts USING (post_id)
+        WHERE share.place <= %(limit)s AND posts.deleted_at IS NULL ORDER BY share.share_id DESC""",
         {"originals": original_ids, "sharers": sharer_ids, "max": max_share_id, "limit": MAX_SHARERS},
     )
     return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def engagement(pool: Pool, post_ids: Iterable[int]) -> dict[int, tuple[int, int, int, float]]:
-    """By post: likes, comments, shares, and heat as of now."""
+    """By post that anyone ever engaged with: likes, comments, shares, and heat as of now."""
     rows = await fetch(
-        pool,
-        f"""
-        SELECT p.post_id, {COUNT_COLUMNS},
-               coalesce(c.heat * power(0.5, extract(epoch FROM now() - c.heat_at) / {HALF_LIFE_S}), 0)
-               + coalesce(greatest(0, {
-            POST_COUNTS.decayed.replace("likes", "d.likes")
-            .replace("comments", "d.comments")
-            .replace("shares", "d.shares")
-        }), 0)
-        FROM unnest(%(ids)s::bigint[]) AS p (post_id)
-        LEFT JOIN post_counts c ON c.post_id = p.post_id LEFT JOIN LATERAL ({PENDING}) d ON true""",
-        {"ids": list(post_ids)},
+        pool, f"SELECT post_id, likes, comments, shares, heat::float8 FROM ({COUNTED}) c", {"ids": list(post_ids)}
     )
-    return {row[0]: (row[1], row[2], row[3], float(row[4])) for row in rows}
+    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
 
 
 async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
@@ -432,7 +437,6 @@ async def sweep(connection: Connection, post_id: int, limit: int) -> bool:
         removed = max(removed, cursor.rowcount)
     if removed == limit:
         return False
-    await connection.execute("DELETE FROM post_count_deltas WHERE post_id = %s", (post_id,))
-    await connection.execute("DELETE FROM post_counts WHERE post_id = %s", (post_id,))
+    await delete_counts(connection, post_id)
     await connection.execute("UPDATE posts SET swept = true WHERE post_id = %s", (post_id,))
     return True

@@ -1,0 +1,967 @@
+"""The contract of PostService (protos/feedmesh/post/v1/post.proto), held against the fake and the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import errors, ids, members
+from tests.contract.expect import BAD_CURSORS, MAX_ID, OUT_OF_RANGE, Page, both, page_of, read_to_end, refusal
+from tests.fakes.serving import PostService
+
+NOBODY = NOTHING = 4_096
+"""The id of no user, post or comment."""
+names = itertools.count(1)
+Row = tuple[int, int, int]
+
+
+@pytest.fixture(params=["fake", "real"])
+def service(request: pytest.FixtureRequest) -> PostService:
+    found: PostService = request.getfixturevalue({"fake": "fake_post_service", "real": "post_service"}[request.param])
+    return found
+
+
+async def join(service: PostService) -> int:
+    """A new person's id."""
+    name = f"writer{next(names)}"
+    request = graph_pb2.CreateUserRequest(username=name, email=f"{name}@example.org")
+    return (await service.graph.CreateUser(request)).user.user_id
+
+
+async def join_all(service: PostService, count: int) -> list[int]:
+    return list(await asyncio.gather(*(join(service) for _ in range(count))))
+
+
+async def username(service: PostService, user_id: int) -> str:
+    return (await service.graph.GetUser(graph_pb2.GetUserRequest(user_id=user_id))).user.username
+
+
+async def write(service: PostService, user_id: int, content: str = "words") -> int:
+    """A new post's id."""
+    return (await service.stub.CreatePost(pb.CreatePostRequest(user_id=user_id, content=content))).post.post_id
+
+
+async def share(service: PostService, user_id: int, post_id: int, content: str = "") -> pb.Post:
+    request = pb.SharePostRequest(user_id=user_id, post_id=post_id, content=content)
+    return (await service.stub.SharePost(request)).post
+
+
+async def like(service: PostService, user_id: int, post_id: int) -> pb.LikePostResponse:
+    return await service.stub.LikePost(pb.LikePostRequest(user_id=user_id, post_id=post_id))
+
+
+async def unlike(service: PostService, user_id: int, post_id: int) -> pb.UnlikePostResponse:
+    return await service.stub.UnlikePost(pb.UnlikePostRequest(user_id=user_id, post_id=post_id))
+
+
+async def comment(service: PostService, user_id: int, post_id: int, content: str = "a remark") -> pb.Comment:
+    request = pb.CreateCommentRequest(user_id=user_id, post_id=post_id, content=content)
+    return (await service.stub.CreateComment(request)).comment
+
+
+async def get(service: PostService, post_id: int, viewer_id: int | None = None) -> pb.Post:
+    return (await service.stub.GetPost(pb.GetPostRequest(post_id=post_id, viewer_id=viewer_id))).post
+
+
+async def delete(service: PostService, user_id: int, post_id: int) -> None:
+    await service.stub.DeletePost(pb.DeletePostRequest(user_id=user_id, post_id=post_id))
+
+
+async def delete_comment(service: PostService, user_id: int, comment_id: int) -> None:
+    await service.stub.DeleteComment(pb.DeleteCommentRequest(user_id=user_id, comment_id=comment_id))
+
+
+async def posts_of(service: PostService, user_id: int, cursor: str = "", limit: int | None = None) -> Page:
+    request = pb.ListUserPostsRequest(user_id=user_id, limit=limit, cursor=cursor)
+    return page_of(await service.stub.ListUserPosts(request), "posts", "post_id")
+
+
+async def comments_of(service: PostService, post_id: int, cursor: str = "", limit: int | None = None) -> Page:
+    request = pb.ListCommentsRequest(post_id=post_id, limit=limit, cursor=cursor)
+    return page_of(await service.stub.ListComments(request), "comments", "comment_id")
+
+
+async def hydrate(service: PostService, *pages: tuple[int, Iterable[int]]) -> list[list[pb.Post]]:
+    request = pb.BatchGetPostsRequest(
+        items=[pb.BatchGetPostsRequest.Item(viewer_id=viewer, post_ids=post_ids) for viewer, post_ids in pages]
+    )
+    return [list(item.posts) for item in (await service.stub.BatchGetPosts(request)).items]
+
+
+def rows_of(packed: bytes) -> list[Row]:
+    return [(int(a), int(b), int(c)) for a, b, c in members.unpack(packed)]
+
+
+async def newest(
+    service: PostService, author_ids: Iterable[int], low: int = 0, high: int = MAX_ID, limit: int = 1_000
+) -> list[Row]:
+    item = pb.BatchListNewestRequest.Item(author_ids=author_ids, min_post_id=low, max_post_id=high, limit=limit)
+    [answer] = (await service.stub.BatchListNewest(pb.BatchListNewestRequest(items=[item]))).items
+    return rows_of(answer.members)
+
+
+async def sharers(
+    service: PostService, original_ids: Iterable[int], sharer_ids: Iterable[int], high: int = MAX_ID
+) -> list[Row]:
+    item = pb.BatchListSharersRequest.Item(original_ids=original_ids, sharer_ids=sharer_ids, max_post_id=high)
+    [answer] = (await service.stub.BatchListSharers(pb.BatchListSharersRequest(items=[item]))).items
+    return rows_of(answer.members)
+
+
+async def engagement(
+    service: PostService, viewer_id: int, post_ids: Iterable[int]
+) -> pb.BatchGetEngagementResponse.Item:
+    item = pb.BatchGetEngagementRequest.Item(viewer_id=viewer_id, post_ids=post_ids)
+    [answer] = (await service.stub.BatchGetEngagement(pb.BatchGetEngagementRequest(items=[item]))).items
+    return answer
+
+
+class Counts(NamedTuple):
+    likes: int = 0
+    comments: int = 0
+    shares: int = 0
+
+
+async def counts(service: PostService, post_id: int) -> Counts:
+    post = await get(service, post_id)
+    return Counts(post.likes, post.comments, post.shares)
+
+
+# CreatePost and GetPost.
+
+
+async def test_a_new_post_is_answered_whole_and_read_back(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    before_ms = time.time_ns() // 1_000_000
+    content, media_url = "Grüße 🎉\n'; DROP TABLE posts; --", "https://example.org/a.jpg?b=c#d"
+    request = pb.CreatePostRequest(user_id=ann, content=content, media_url=media_url)
+    post = (await service.stub.CreatePost(request)).post
+    assert 0 < post.post_id <= MAX_ID
+    assert post == pb.Post(
+        post_id=post.post_id,
+        user_id=ann,
+        username=await username(service, ann),
+        content=content,
+        media_url=media_url,
+        created_at=ids.timestamp(post.post_id),
+        visibility=pb.VISIBILITY_PUBLIC,
+    )
+    assert before_ms - 1 <= post.created_at.ToMilliseconds() <= time.time_ns() // 1_000_000 + 1
+    assert not post.HasField("shared_post")
+    for viewer in (None, ann, bob):
+        assert await get(service, post.post_id, viewer) == post
+    assert await hydrate(service, (0, [post.post_id]), (ann, [post.post_id])) == [[post], [post]]
+
+
+@pytest.mark.parametrize(
+    ("content", "media_url"),
+    [("x" * 5_000, ""), ("🎉" * 5_000, ""), ("", "http://example.org/a"), (" \n", "https://example.org"), (" x ", "")],
+)
+async def test_a_post_at_the_edge_of_the_rules_is_taken_as_it_is(
+    service: PostService, content: str, media_url: str
+) -> None:
+    ann = await join(service)
+    request = pb.CreatePostRequest(user_id=ann, content=content, media_url=media_url)
+    post = await get(service, (await service.stub.CreatePost(request)).post.post_id)
+    assert (post.content, post.media_url) == (content, media_url)
+
+
+@pytest.mark.parametrize(
+    ("content", "media_url", "field"),
+    [
+        ("", "", "content"),
+        (" \t\n", "", "content"),
+        ("\u00a0\u2003\u3000", "", "content"),
+        ("x" * 5_001, "", "content"),
+        ("🎉" * 5_001, "", "content"),
+        ("a\x00b", "", "content"),
+        ("words", "ftp://example.org/a", "media_url"),
+        ("words", "example.org/a", "media_url"),
+        ("words", "https://", "media_url"),
+        ("words", "https:///a", "media_url"),
+        ("words", "javascript:alert(1)", "media_url"),
+        ("words", "https://example.org/a b", "media_url"),
+        ("words", "https://example.org/\x00", "media_url"),
+        ("words", "https://example.org/" + "a" * 2_048, "media_url"),
+    ],
+)
+async def test_a_post_needs_words_or_media_in_form(
+    service: PostService, content: str, media_url: str, field: str
+) -> None:
+    ann = await join(service)
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", field):
+        await service.stub.CreatePost(pb.CreatePostRequest(user_id=ann, content=content, media_url=media_url))
+    assert await posts_of(service, ann) == Page([], None)
+
+
+async def test_whoever_is_unknown_can_do_nothing(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    for act in (
+        write(service, NOBODY),
+        like(service, NOBODY, post_id),
+        unlike(service, NOBODY, post_id),
+        share(service, NOBODY, post_id),
+        share(service, NOBODY, post_id, "so true"),
+        comment(service, NOBODY, post_id),
+        posts_of(service, NOBODY),
+    ):
+        with refusal(errors.NotFound, "USER_NOT_FOUND"):
+            await act
+    assert await counts(service, post_id) == Counts()
+
+
+async def test_what_is_no_post_cannot_be_acted_upon(service: PostService) -> None:
+    ann = await join(service)
+    gone = await write(service, ann)
+    await delete(service, ann, gone)
+    for post_id in (NOTHING, MAX_ID, gone):
+        for act in (
+            get(service, post_id),
+            like(service, ann, post_id),
+            unlike(service, ann, post_id),
+            share(service, ann, post_id),
+            share(service, ann, post_id, "so true"),
+            comment(service, ann, post_id),
+            comments_of(service, post_id),
+        ):
+            with refusal(errors.NotFound, "POST_NOT_FOUND"):
+                await act
+
+
+@pytest.mark.parametrize("wrong", OUT_OF_RANGE)
+async def test_what_is_no_id_is_refused_by_field(service: PostService, wrong: int) -> None:
+    stub = service.stub
+    calls: list[tuple[Awaitable[Any], tuple[str, ...]]] = [
+        (write(service, wrong), ("user_id",)),
+        (get(service, wrong, wrong), ("post_id", "viewer_id")),
+        (delete(service, wrong, wrong), ("post_id", "user_id")),
+        (stub.ListUserPosts(pb.ListUserPostsRequest(user_id=wrong, viewer_id=wrong)), ("user_id", "viewer_id")),
+        (like(service, wrong, wrong), ("user_id", "post_id")),
+        (unlike(service, wrong, wrong), ("user_id", "post_id")),
+        (share(service, wrong, wrong), ("user_id", "post_id")),
+        (comment(service, wrong, wrong), ("user_id", "post_id")),
+        (stub.ListComments(pb.ListCommentsRequest(post_id=wrong, viewer_id=wrong)), ("post_id", "viewer_id")),
+        (delete_comment(service, wrong, wrong), ("comment_id", "user_id")),
+    ]
+    for call, fields in calls:
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", *fields):
+            await call
+
+
+async def test_pages_and_batches_have_bounds(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    for limit in (0, 101, -1):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "limit"):
+            await posts_of(service, ann, limit=limit)
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "limit"):
+            await comments_of(service, post_id, limit=limit)
+    for limit in (0, 1_001):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "items[0].limit"):
+            await newest(service, [ann], limit=limit)
+    for call, path in (
+        (hydrate(service, (0, [1] * 201)), "items[0].post_ids"),
+        (hydrate(service, *[(0, [1])] * 1_001), "items"),
+        (newest(service, [1] * 10_001), "items[0].author_ids"),
+        (sharers(service, [1] * 1_001, [1]), "items[0].original_ids"),
+        (sharers(service, [1], [1] * 10_001), "items[0].sharer_ids"),
+        (engagement(service, 1, [1] * 1_001), "items[0].post_ids"),
+    ):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", path):
+            await call
+
+
+# Likes.
+
+
+async def test_likes_count_people_once_both_ways(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    await unlike(service, bob, post_id)
+    assert await counts(service, post_id) == Counts()
+    for _ in range(2):
+        for _ in range(2):
+            assert await like(service, bob, post_id) == pb.LikePostResponse(post_id=post_id, liked=True, likes=1)
+            assert await counts(service, post_id) == Counts(likes=1)
+        assert (await like(service, ann, post_id)).likes == 2
+        assert ((await get(service, post_id, bob)).liked, (await get(service, post_id)).liked) == (True, False)
+        await service.upkeep()
+        assert (await unlike(service, ann, post_id)).likes == 1
+        for _ in range(2):
+            assert await unlike(service, bob, post_id) == pb.UnlikePostResponse(post_id=post_id, liked=False, likes=0)
+            assert await counts(service, post_id) == Counts()
+        assert not (await get(service, post_id, bob)).liked
+        await service.upkeep()
+        assert await counts(service, post_id) == Counts()
+
+
+async def test_likes_of_many_at_once_are_all_counted(service: PostService) -> None:
+    people = await join_all(service, 12)
+    post_id = await write(service, people[0])
+    await asyncio.gather(*(like(service, user_id, post_id) for user_id in people * 2))
+    assert await counts(service, post_id) == Counts(likes=12)
+    await asyncio.gather(service.upkeep(), *(unlike(service, user_id, post_id) for user_id in people[:5] * 2))
+    assert await counts(service, post_id) == Counts(likes=7)
+
+
+# Comments.
+
+
+async def test_a_comment_is_answered_whole_and_listed_oldest_first(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    first = await comment(service, bob, post_id, "🎉" * 5_000)
+    assert first == pb.Comment(
+        comment_id=first.comment_id,
+        post_id=post_id,
+        user_id=bob,
+        username=await username(service, bob),
+        content="🎉" * 5_000,
+        created_at=ids.timestamp(first.comment_id),
+    )
+    second = await comment(service, ann, post_id, " second ")
+    listed = await service.stub.ListComments(pb.ListCommentsRequest(post_id=post_id, viewer_id=ann))
+    assert list(listed.comments) == [first, second]
+    assert await counts(service, post_id) == Counts(comments=2)
+
+
+@pytest.mark.parametrize("content", ["", " \n\t", "\u00a0\u3000", "x" * 5_001, "a\x00b"])
+async def test_a_comment_needs_words(service: PostService, content: str) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "content"):
+        await comment(service, ann, post_id, content)
+    assert await counts(service, post_id) == Counts()
+
+
+async def test_a_comment_is_deleted_by_its_writer_or_the_posts_author_and_by_nobody_else(service: PostService) -> None:
+    author, writer, other = await join_all(service, 3)
+    post_id = await write(service, author)
+    mine, theirs, kept = [(await comment(service, writer, post_id)).comment_id for _ in range(3)]
+    with refusal(errors.Forbidden, "NOT_OWNER"):
+        await delete_comment(service, other, mine)
+    for _ in range(2):
+        await delete_comment(service, writer, mine)
+        await delete_comment(service, author, theirs)
+        assert await counts(service, post_id) == Counts(comments=1)
+        assert await comments_of(service, post_id) == Page([kept], None)
+    with refusal(errors.NotFound, "COMMENT_NOT_FOUND"):
+        await delete_comment(service, other, mine)
+    for nothing in (NOTHING, MAX_ID):
+        with refusal(errors.NotFound, "COMMENT_NOT_FOUND"):
+            await delete_comment(service, writer, nothing)
+    await delete(service, author, post_id)
+    with refusal(errors.NotFound, "COMMENT_NOT_FOUND"):
+        await delete_comment(service, writer, kept)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 11, 100])
+async def test_comments_page_to_the_end_while_more_are_written(service: PostService, limit: int) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    expected = [(await comment(service, ann, post_id)).comment_id for _ in range(11)]
+
+    async def come() -> None:
+        expected.append((await comment(service, ann, post_id)).comment_id)
+
+    assert await read_to_end(lambda cursor: comments_of(service, post_id, cursor, limit), limit, come) == expected
+    assert await counts(service, post_id) == Counts(comments=len(expected))
+
+
+# Shares.
+
+
+async def test_a_plain_share_repeats_its_original_once_a_person(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    post_id = await write(service, ann)
+    await like(service, cid, post_id)
+    shared = await share(service, bob, post_id)
+    original = await get(service, post_id, bob)
+    assert shared == pb.Post(
+        post_id=shared.post_id,
+        user_id=bob,
+        username=await username(service, bob),
+        created_at=ids.timestamp(shared.post_id),
+        visibility=pb.VISIBILITY_PUBLIC,
+        likes=1,
+        shares=1,
+        shared_post=original,
+    )
+    assert original.shares == 1
+    for content in ("", " \n", "\u3000"):
+        assert (await share(service, bob, post_id, content)).post_id == shared.post_id
+    assert await counts(service, post_id) == Counts(likes=1, shares=1)
+    assert (await share(service, ann, post_id)).post_id != shared.post_id
+    assert await counts(service, post_id) == Counts(likes=1, shares=2)
+    await service.upkeep()
+    assert await counts(service, shared.post_id) == Counts(likes=1, shares=2)
+
+
+async def test_a_quote_is_a_post_of_its_own(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    first, second = [await share(service, bob, post_id, "so true") for _ in range(2)]
+    assert first.post_id != second.post_id
+    await like(service, ann, first.post_id)
+    quote = await get(service, first.post_id, ann)
+    assert (quote.content, quote.likes, quote.shares, quote.liked) == ("so true", 1, 0, True)
+    assert quote.shared_post == await get(service, post_id, ann)
+    assert await counts(service, post_id) == Counts(shares=2)
+    assert not quote.shared_post.liked
+
+
+@pytest.mark.parametrize(("content", "fits"), [("x" * 5_000, True), ("x" * 5_001, False), ("a\x00b", False)])
+async def test_a_quotes_words_are_bounded(service: PostService, content: str, fits: bool) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    if fits:
+        assert (await share(service, ann, post_id, content)).content == content
+    else:
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "content"):
+            await share(service, ann, post_id, content)
+    assert await counts(service, post_id) == Counts(shares=int(fits))
+
+
+async def test_a_plain_share_stands_for_its_original(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    post_id = await write(service, ann)
+    shared = (await share(service, bob, post_id)).post_id
+    assert await like(service, cid, shared) == pb.LikePostResponse(post_id=post_id, liked=True, likes=1)
+    assert (await like(service, cid, post_id)).likes == 1
+    remark = await comment(service, cid, shared)
+    assert remark.post_id == post_id
+    assert await comments_of(service, shared) == await comments_of(service, post_id) == Page([remark.comment_id], None)
+    assert (await get(service, shared, cid)).liked
+    assert (await get(service, shared, cid)).shared_post.liked
+    again = await share(service, cid, shared)
+    assert again.shared_post.post_id == post_id
+    quote = await share(service, cid, shared, "so true")
+    assert quote.shared_post.post_id == post_id
+    assert await counts(service, post_id) == await counts(service, shared) == Counts(likes=1, comments=1, shares=3)
+    assert await unlike(service, cid, shared) == pb.UnlikePostResponse(post_id=post_id, liked=False, likes=0)
+
+
+async def test_the_share_of_a_quote_shows_the_quote_one_level_deep(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    quote = await share(service, bob, post_id, "so true")
+    for shared in (await share(service, ann, quote.post_id), await share(service, ann, quote.post_id, "indeed")):
+        assert shared.shared_post.post_id == quote.post_id
+        assert not shared.shared_post.HasField("shared_post")
+    assert await counts(service, quote.post_id) == Counts(shares=2)
+    assert await counts(service, post_id) == Counts(shares=1)
+
+
+# DeletePost.
+
+
+async def test_a_post_is_deleted_by_its_author_alone_and_again_without_harm(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id, kept = await write(service, ann), await write(service, ann)
+    with refusal(errors.Forbidden, "NOT_OWNER"):
+        await delete(service, bob, post_id)
+    for _ in range(2):
+        await delete(service, ann, post_id)
+        with refusal(errors.NotFound, "POST_NOT_FOUND"):
+            await get(service, post_id, ann)
+        with refusal(errors.NotFound, "POST_NOT_FOUND"):
+            await delete(service, bob, post_id)
+        assert await posts_of(service, ann) == Page([kept], None)
+        assert await hydrate(service, (ann, [post_id, kept])) == [[await get(service, kept)]]
+        assert await newest(service, [ann]) == [(kept, ann, kept)]
+    for nothing in (NOTHING, MAX_ID):
+        with refusal(errors.NotFound, "POST_NOT_FOUND"):
+            await delete(service, ann, nothing)
+
+
+async def test_with_an_original_go_its_plain_shares_and_quotes_lose_it(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    plain = (await share(service, bob, post_id)).post_id
+    quote = (await share(service, bob, post_id, "so true")).post_id
+    await delete(service, ann, post_id)
+    for act in (
+        get(service, plain),
+        like(service, ann, plain),
+        comment(service, ann, plain),
+        share(service, ann, plain),
+    ):
+        with refusal(errors.NotFound, "POST_NOT_FOUND"):
+            await act
+    with refusal(errors.NotFound, "POST_NOT_FOUND"):
+        await comments_of(service, plain)
+    left = await get(service, quote)
+    assert (left.content, left.HasField("shared_post")) == ("so true", False)
+    assert await posts_of(service, bob) == Page([quote], None)
+    assert await hydrate(service, (ann, [plain, quote, post_id])) == [[left]]
+    await delete(service, bob, plain)
+    await delete(service, bob, quote)
+    await service.upkeep()
+    assert await posts_of(service, bob) == Page([], None)
+
+
+async def test_a_share_taken_back_is_counted_no_more_and_can_be_made_again(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    plain = (await share(service, bob, post_id)).post_id
+    quote = (await share(service, bob, post_id, "so true")).post_id
+    for gone, left in ((plain, 1), (plain, 1), (quote, 0), (quote, 0)):
+        await delete(service, bob, gone)
+        assert await counts(service, post_id) == Counts(shares=left)
+    assert await sharers(service, [post_id], [bob]) == []
+    again = (await share(service, bob, post_id)).post_id
+    assert again != plain
+    assert await counts(service, post_id) == Counts(shares=1)
+    assert await sharers(service, [post_id], [bob]) == [(again, bob, post_id)]
+    await service.upkeep()
+    assert await counts(service, post_id) == Counts(shares=1)
+
+
+async def test_sharing_and_taking_back_at_once_ends_in_one_of_the_two(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+
+    async def toggle() -> None:
+        for _ in range(12):
+            with contextlib.suppress(errors.NotFound):  # another took the share back before it could be read
+                await delete(service, bob, (await share(service, bob, post_id)).post_id)
+
+    await asyncio.gather(*(toggle() for _ in range(4)))
+    left = await sharers(service, [post_id], [bob])
+    assert await counts(service, post_id) == Counts(shares=len(left))
+    assert len(left) <= 1
+
+
+# Idempotency keys.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Who is there before a write with a key."""
+
+    author: int
+    actor: int
+    post_id: int
+    other_id: int
+    comment_id: int
+
+
+async def stage(service: PostService) -> Stage:
+    author, actor = await join_all(service, 2)
+    post_id, other_id = await write(service, author), await write(service, actor)
+    await like(service, actor, other_id)
+    return Stage(author, actor, post_id, other_id, (await comment(service, actor, post_id)).comment_id)
+
+
+WRITES: dict[str, Callable[[Stage], Any]] = {
+    "CreatePost": lambda s: pb.CreatePostRequest(user_id=s.actor, content="words"),
+    "SharePost": lambda s: pb.SharePostRequest(user_id=s.actor, post_id=s.post_id),
+    "SharePost quote": lambda s: pb.SharePostRequest(user_id=s.actor, post_id=s.post_id, content="so true"),
+    "LikePost": lambda s: pb.LikePostRequest(user_id=s.actor, post_id=s.post_id),
+    "UnlikePost": lambda s: pb.UnlikePostRequest(user_id=s.actor, post_id=s.other_id),
+    "CreateComment": lambda s: pb.CreateCommentRequest(user_id=s.actor, post_id=s.post_id, content="a remark"),
+    "DeletePost": lambda s: pb.DeletePostRequest(user_id=s.actor, post_id=s.other_id),
+    "DeleteComment": lambda s: pb.DeleteCommentRequest(user_id=s.actor, comment_id=s.comment_id),
+}
+
+
+def keyed(service: PostService, name: str, there: Stage, key: str) -> tuple[Callable[[Any], Awaitable[Any]], Any]:
+    """An RPC, and a request to it with a key."""
+    request = WRITES[name](there)
+    request.request_id = key
+    return getattr(service.stub, name.split(maxsplit=1)[0]), request
+
+
+async def effects(service: PostService, there: Stage) -> tuple[list[pb.Post], Page, Page]:
+    """What a write could have changed."""
+    [left] = await hydrate(service, (there.actor, [there.post_id, there.other_id]))
+    return left, await posts_of(service, there.actor), await comments_of(service, there.post_id)
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_request_with_a_key_takes_effect_once_and_is_answered_alike(service: PostService, name: str) -> None:
+    there = await stage(service)
+    call, request = keyed(service, name, there, "key")
+    before = await effects(service, there)
+    answer = await call(request)
+    after = await effects(service, there)
+    assert after != before
+    for _ in range(2):
+        assert await call(request) == answer
+        assert await effects(service, there) == after
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_two_at_once_with_a_key_have_one_effect(service: PostService, name: str) -> None:
+    async def change(send: Callable[[Callable[[Any], Awaitable[Any]], Any], Awaitable[Any]]) -> int:
+        """By how much the numbers of things change that a write can change."""
+        there = await stage(service)
+        before = size(await effects(service, there))
+        await send(*keyed(service, name, there, "key"))
+        return size(await effects(service, there)) - before
+
+    async def send_twice(call: Callable[[Any], Awaitable[Any]], request: Any) -> None:
+        answers = await both(call, request)
+        assert await call(request) == answers[0]
+        assert all(answer == answers[0] for answer in answers)
+
+    assert await change(send_twice) == await change(lambda call, request: call(request)) != 0
+
+
+def size(seen: tuple[list[pb.Post], Page, Page]) -> int:
+    posts, own, remarks = seen
+    return sum(post.likes + post.comments + post.shares for post in posts) + len(own.rows) + len(remarks.rows)
+
+
+async def test_another_request_with_the_key_is_refused_whatever_its_method(service: PostService) -> None:
+    there = await stage(service)
+    lasting = [name for name in WRITES if not name.startswith("Delete")]
+    for first, second in itertools.product(lasting, WRITES):
+        key = f"{first} {second}"
+        call, request = keyed(service, first, there, key)
+        await call(request)
+        if first != second:
+            call, request = keyed(service, second, there, key)
+            with refusal(errors.Refused, "REQUEST_ID_REUSED"):
+                await call(request)
+    await service.stub.LikePost(pb.LikePostRequest(user_id=there.actor, post_id=there.post_id, request_id="key"))
+    with refusal(errors.Refused, "REQUEST_ID_REUSED"):
+        await service.stub.LikePost(pb.LikePostRequest(user_id=there.actor, post_id=there.other_id, request_id="key"))
+
+
+async def test_a_key_is_its_actors_own_and_has_a_bound(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    key = "ä" * 255
+    first, second = [
+        await service.stub.CreatePost(pb.CreatePostRequest(user_id=user_id, content="x", request_id=key))
+        for user_id in (ann, bob)
+    ]
+    assert first.post.post_id != second.post.post_id
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "request_id"):
+        await service.stub.CreatePost(pb.CreatePostRequest(user_id=ann, content="x", request_id="k" * 256))
+
+
+async def test_a_key_holds_no_nul(service: PostService) -> None:
+    there = await stage(service)
+    for name in WRITES:
+        call, request = keyed(service, name, there, "k\x00")
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "request_id"):
+            await call(request)
+
+
+async def test_a_write_that_was_refused_leaves_its_key_free(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    with refusal(errors.NotFound, "POST_NOT_FOUND"):
+        await service.stub.LikePost(pb.LikePostRequest(user_id=ann, post_id=NOTHING, request_id="key"))
+    await service.stub.LikePost(pb.LikePostRequest(user_id=ann, post_id=post_id, request_id="key"))
+
+
+async def test_a_share_with_a_key_is_answered_again_after_it_was_taken_back(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    request = pb.SharePostRequest(user_id=ann, post_id=post_id, request_id="key")
+    shared = (await service.stub.SharePost(request)).post.post_id
+    await delete(service, ann, shared)
+    assert (await service.stub.SharePost(request)).post.post_id == shared
+    assert await counts(service, post_id) == Counts()
+
+
+# ListUserPosts, and cursors.
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 12, 100])
+async def test_a_persons_posts_page_to_the_end_newest_first_while_more_are_written(
+    service: PostService, limit: int
+) -> None:
+    ann, bob = await join_all(service, 2)
+    expected = []
+    for n in range(12):
+        match n % 3:
+            case 0:
+                expected.append(await write(service, ann))
+            case 1:
+                expected.append((await share(service, ann, await write(service, bob))).post_id)
+            case _:
+                expected.append((await share(service, ann, expected[0], f"quote {n}")).post_id)
+    deleted = await write(service, bob)
+    await share(service, ann, deleted)
+    await delete(service, bob, deleted)
+
+    async def come() -> None:
+        await write(service, ann)
+
+    pages = read_to_end(lambda cursor: posts_of(service, ann, cursor, limit), limit, come)
+    assert await pages == expected[::-1]
+
+
+async def test_a_page_holds_20_where_the_request_does_not_say(service: PostService) -> None:
+    ann = await join(service)
+    posts = [await write(service, ann) for _ in range(21)]
+    await asyncio.gather(*(comment(service, ann, posts[0]) for _ in range(21)))
+    assert len((await posts_of(service, ann)).rows) == 20
+    assert len((await comments_of(service, posts[0])).rows) == 20
+
+
+async def test_a_persons_posts_are_shown_as_the_viewer_sees_them(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    await like(service, bob, post_id)
+    for viewer, liked in ((None, False), (ann, False), (bob, True)):
+        [post] = (await service.stub.ListUserPosts(pb.ListUserPostsRequest(user_id=ann, viewer_id=viewer))).posts
+        assert post == await get(service, post_id, viewer)
+        assert post.liked == liked
+
+
+async def test_a_post_deleted_between_two_pages_is_not_shown_and_no_other_is_lost(service: PostService) -> None:
+    ann = await join(service)
+    posts = [await write(service, ann) for _ in range(6)]
+    first = await posts_of(service, ann, limit=2)
+    await delete(service, ann, posts[4])
+    await delete(service, ann, posts[2])
+    assert first.next_cursor
+    assert await posts_of(service, ann, first.next_cursor) == Page([posts[3], posts[1], posts[0]], None)
+
+
+async def test_only_a_cursor_of_this_listing_and_viewer_is_taken(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    mine, other = [await write(service, ann) for _ in range(2)]
+    for _ in range(2):
+        await write(service, bob)
+        for post_id in (mine, other):
+            await comment(service, bob, post_id)
+    of_posts, of_comments = await posts_of(service, ann, limit=1), await comments_of(service, mine, limit=1)
+    assert of_posts.next_cursor
+    assert of_comments.next_cursor
+    for post_request in (
+        pb.ListUserPostsRequest(user_id=bob, cursor=of_posts.next_cursor),
+        pb.ListUserPostsRequest(user_id=ann, viewer_id=ann, cursor=of_posts.next_cursor),
+        pb.ListUserPostsRequest(user_id=ann, cursor=of_comments.next_cursor),
+        *(pb.ListUserPostsRequest(user_id=ann, cursor=bad) for bad in damaged(of_posts.next_cursor)),
+    ):
+        with refusal(errors.InvalidArgument, "INVALID_CURSOR", "cursor"):
+            await service.stub.ListUserPosts(post_request)
+    for request in (
+        pb.ListCommentsRequest(post_id=other, cursor=of_comments.next_cursor),
+        pb.ListCommentsRequest(post_id=mine, viewer_id=bob, cursor=of_comments.next_cursor),
+        pb.ListCommentsRequest(post_id=mine, cursor=of_posts.next_cursor),
+        *(pb.ListCommentsRequest(post_id=mine, cursor=bad) for bad in damaged(of_comments.next_cursor)),
+    ):
+        with refusal(errors.InvalidArgument, "INVALID_CURSOR", "cursor"):
+            await service.stub.ListComments(request)
+
+
+def damaged(cursor: str) -> list[str]:
+    """What is left of a cursor after it was cut or changed, and what never was one."""
+    at = range(0, len(cursor) - 1, 5)
+    forged = [cursor[:n] + ("A" if cursor[n] != "A" else "B") + cursor[n + 1 :] for n in at]
+    return [*(cursor[:n] for n in at if n), *forged, *BAD_CURSORS]
+
+
+# BatchGetPosts.
+
+
+async def test_pages_are_hydrated_in_the_order_asked_for_each_for_its_viewer(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    first, second = await write(service, ann), await write(service, bob)
+    shared = (await share(service, bob, first)).post_id
+    await like(service, bob, first)
+    wanted = [second, NOTHING, shared, first]
+    pages = await hydrate(service, (bob, wanted), (ann, []), (0, wanted[::-1]), (ann, [NOTHING]), (ann, [first]))
+    assert pages == [
+        [await get(service, second, bob), await get(service, shared, bob), await get(service, first, bob)],
+        [],
+        [await get(service, first), await get(service, shared), await get(service, second)],
+        [],
+        [await get(service, first, ann)],
+    ]
+    assert [post.liked for post in pages[0]] == [False, True, True]
+
+
+# BatchListNewest.
+
+
+@dataclass
+class Library:
+    """What a handful of people wrote and shared, as a test remembers it."""
+
+    service: PostService
+    authors: list[int]
+    rows: list[Row] = field(default_factory=list)
+    """Post, author and original of all that is not deleted."""
+
+    def newest(self, author_ids: Iterable[int], low: int, high: int, limit: int) -> list[Row]:
+        """What BatchListNewest should answer."""
+        wanted = [row for row in self.rows if row[1] in set(author_ids) and low <= row[0] <= high]
+        return sorted(wanted, reverse=True)[:limit]
+
+
+@pytest_asyncio.fixture
+async def library(service: PostService) -> Library:
+    people = await join_all(service, 8)
+    made = Library(service, people)
+    chance = random.Random(8)
+    weights = [40, 20, 10, 5, 3, 1, 1, 0]
+    for _ in range(60):
+        [author] = chance.choices(people, weights)
+        if made.rows and chance.random() < 0.2:
+            original = chance.choice(made.rows)[2]
+            plain = await share(service, author, original, chance.choice(["", "so true"]))
+            row = (plain.post_id, author, plain.post_id if plain.content else original)
+        else:
+            post_id = await write(service, author)
+            row = (post_id, author, post_id)
+        if row not in made.rows:
+            made.rows.append(row)
+        if chance.random() < 0.1:
+            shared = {original for post_id, _, original in made.rows if original != post_id}
+            gone = chance.choice([row for row in made.rows if row[0] not in shared])
+            await delete(service, gone[1], gone[0])
+            made.rows.remove(gone)
+    return made
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_newest_are_those_that_a_search_of_everything_finds(library: Library, data: st.DataObject) -> None:
+    edges = [bound for post_id, _, _ in library.rows for bound in (post_id - 1, post_id, post_id + 1)]
+    bounds = st.sampled_from([0, 1, *edges, MAX_ID])
+    question = st.tuples(
+        st.lists(st.sampled_from([*library.authors, NOBODY]), unique=True, max_size=9),
+        bounds,
+        bounds,
+        st.one_of(st.integers(1, 12), st.integers(1, 1_000)),
+    )
+    questions = data.draw(st.lists(question, min_size=1, max_size=6))
+    request = pb.BatchListNewestRequest(
+        items=[
+            pb.BatchListNewestRequest.Item(author_ids=authors, min_post_id=low, max_post_id=high, limit=limit)
+            for authors, low, high, limit in questions
+        ]
+    )
+    answers = (await library.service.stub.BatchListNewest(request)).items
+    assert [rows_of(answer.members) for answer in answers] == [library.newest(*question) for question in questions]
+
+
+async def test_newest_of_an_author_who_is_named_twice_come_once(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    first, second, third = await write(service, ann), await write(service, bob), await write(service, ann)
+    expected = [(third, ann, third), (second, bob, second), (first, ann, first)]
+    assert await newest(service, [ann, bob, ann]) == expected
+    assert await newest(service, [ann, ann, bob], limit=2) == expected[:2]
+
+
+async def test_newest_leave_out_plain_shares_of_what_is_deleted(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    gone, kept = await write(service, ann), await write(service, bob)
+    await share(service, bob, gone)
+    await delete(service, ann, gone)
+    assert await newest(service, [bob]) == [(kept, bob, kept)]
+
+
+async def test_newest_of_nobody_are_none(service: PostService) -> None:
+    ann = await join(service)
+    await write(service, ann)
+    assert await newest(service, []) == await newest(service, [NOBODY, 0, -1]) == []
+    assert list((await service.stub.BatchListNewest(pb.BatchListNewestRequest())).items) == []
+
+
+# BatchListSharers.
+
+
+async def test_sharers_are_named_newest_first_20_of_each_original(service: PostService) -> None:
+    author, *people = await join_all(service, 24)
+    much, little, none = [await write(service, author) for _ in range(3)]
+    shares = [((await share(service, user_id, much)).post_id, user_id, much) for user_id in people]
+    shares += [((await share(service, user_id, little)).post_id, user_id, little) for user_id in people[:2]]
+    await share(service, people[5], little, "a quote is no plain share")
+    expected = shares[:2:-1]
+    assert await sharers(service, [much, little, none, NOTHING], people) == expected
+    assert await sharers(service, [much], [*people[:3], author, NOBODY]) == shares[2::-1]
+    assert await sharers(service, [much, little], people, high=shares[4][0]) == shares[4::-1]
+    assert await sharers(service, [much], people, high=shares[4][0] - 1) == shares[3::-1]
+    assert await sharers(service, [], people) == await sharers(service, [much], []) == []
+
+
+async def test_sharers_of_an_original_that_is_named_twice_come_once(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    plain = (await share(service, bob, post_id)).post_id
+    assert await sharers(service, [post_id, post_id], [bob, bob]) == [(plain, bob, post_id)]
+
+
+async def test_sharers_of_what_is_deleted_are_none(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    await share(service, bob, post_id)
+    await delete(service, ann, post_id)
+    assert await sharers(service, [post_id], [bob]) == []
+
+
+# BatchGetEngagement.
+
+
+async def test_engagement_is_columns_of_counts_and_heat(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    loved, quiet = await write(service, ann), await write(service, ann)
+    for user_id in (ann, bob, cid):
+        await like(service, user_id, loved)
+    await comment(service, bob, loved)
+    await comment(service, bob, loved)
+    await share(service, bob, loved)
+    await share(service, bob, loved, "so true")
+    await like(service, bob, quiet)
+    for _ in range(2):
+        item = await engagement(service, ann, [quiet, NOTHING, loved])
+        assert (list(item.likes), list(item.comments), list(item.shares)) == ([1, 0, 3], [0, 0, 2], [0, 0, 2])
+        assert list(item.heat) == pytest.approx([1, 0, 3 + 2 * 2 + 3 * 2], abs=0.1)
+        await service.upkeep()
+    assert await engagement(service, ann, []) == pb.BatchGetEngagementResponse.Item(
+        affinity_author_ids=[ann], affinities=[1]
+    )
+    assert await engagement(service, NOBODY, [NOTHING]) == pb.BatchGetEngagementResponse.Item(
+        likes=[0], comments=[0], shares=[0], heat=[0]
+    )
+
+
+async def test_a_deleted_post_engages_nobody(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    await like(service, ann, post_id)
+    await delete(service, ann, post_id)
+    item = await engagement(service, ann, [post_id])
+    assert (list(item.likes), list(item.heat)) == ([0], [0])
+
+
+async def test_affinity_weighs_what_a_viewer_did_by_author(service: PostService) -> None:
+    ann, bob, viewer, other = await join_all(service, 4)
+    of_ann = [await write(service, ann) for _ in range(2)]
+    of_bob = await write(service, bob)
+    for post_id in of_ann:
+        await like(service, viewer, post_id)
+    remark = await comment(service, viewer, of_ann[0])
+    await comment(service, viewer, of_bob)
+    await share(service, viewer, of_bob)
+    await like(service, other, of_bob)
+    items = [pb.BatchGetEngagementRequest.Item(viewer_id=user_id) for user_id in (viewer, other, ann, viewer)]
+    answers = (await service.stub.BatchGetEngagement(pb.BatchGetEngagementRequest(items=items))).items
+    found = [dict(zip(item.affinity_author_ids, item.affinities, strict=True)) for item in answers]
+    assert found == [{ann: 4, bob: 5}, {bob: 1}, {}, {ann: 4, bob: 5}]
+    await delete_comment(service, viewer, remark.comment_id)
+    await unlike(service, viewer, of_ann[1])
+    item = await engagement(service, viewer, [])
+    assert dict(zip(item.affinity_author_ids, item.affinities, strict=True)) == {ann: 1, bob: 5}

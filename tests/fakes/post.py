@@ -1,0 +1,335 @@
+"""The post service in dictionaries, on the people of a fake graph."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from feedmesh.post.v1 import post_pb2 as pb
+from feedmesh.post.v1 import post_pb2_grpc
+from runtime import errors, ids, members
+from runtime.clock import Clock, wall_clock
+from runtime.paging import DEFAULT_LIMIT, Cursors
+from tests.fakes.graph import FakeGraph
+from tests.fakes.idempotency import Answers
+from tests.fakes.ids import NextId
+
+HOUR_MS = 3_600_000
+MAX_SHARERS = 20
+AFFINITY_DEPTH = 200
+
+
+@dataclass
+class Entry:
+    """A post, quote (it has `shared_post_id` and content) or plain share (no content)."""
+
+    post_id: int
+    user_id: int
+    content: str = ""
+    media_url: str = ""
+    shared_post_id: int | None = None
+    deleted: bool = False
+
+    @property
+    def original_id(self) -> int:
+        """The post that a plain share repeats; the post itself otherwise."""
+        return self.shared_post_id if self.shared_post_id is not None and not self.content else self.post_id
+
+
+@dataclass
+class Remark:
+    """A comment."""
+
+    comment_id: int
+    post_id: int
+    user_id: int
+    content: str
+    deleted: bool = False
+
+
+class FakePost(post_pb2_grpc.PostServiceServicer):
+    """PostService as its contract says."""
+
+    def __init__(self, graph: FakeGraph, *, clock: Clock = wall_clock) -> None:
+        self.posts: dict[int, Entry] = {}
+        self.likes: dict[tuple[int, int], int] = {}
+        """The id of each like, by post and user."""
+        self.comments: dict[int, Remark] = {}
+        self._graph = graph
+        self._clock = clock
+        self._next_id = NextId(clock)
+        self._answers = Answers()
+        self._cursors = Cursors("the secret of the fake posts, which is long enough")
+
+    # What is there to be seen.
+
+    def visible(self, post_id: int) -> Entry | None:
+        """A post that is not deleted and repeats no deleted one."""
+        entry = self.posts.get(post_id)
+        if entry is None or entry.deleted or self.posts[entry.original_id].deleted:
+            return None
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """All posts that are there, newest first."""
+        return sorted(filter(None, map(self.visible, self.posts)), key=lambda entry: -entry.post_id)
+
+    def likes_of(self, post_id: int) -> list[int]:
+        """The ids of a post's likes."""
+        return [like_id for (liked, _), like_id in self.likes.items() if liked == post_id]
+
+    def comments_of(self, post_id: int) -> list[Remark]:
+        """A post's comments, oldest first."""
+        there = [remark for remark in self.comments.values() if remark.post_id == post_id and not remark.deleted]
+        return sorted(there, key=lambda remark: remark.comment_id)
+
+    def shares_of(self, post_id: int) -> list[int]:
+        """The ids of a post's plain shares and quotes."""
+        return [entry.post_id for entry in self.posts.values() if entry.shared_post_id == post_id and not entry.deleted]
+
+    # Posts.
+
+    async def CreatePost(self, request: pb.CreatePostRequest, context: Any) -> pb.CreatePostResponse:
+        self._graph.username(request.user_id)
+
+        def work() -> pb.CreatePostResponse:
+            entry = self._add(request.user_id, request.content, request.media_url, None)
+            return pb.CreatePostResponse(post=self._present(entry, request.user_id))
+
+        return self._answers.once(request, request.user_id, work)
+
+    async def GetPost(self, request: pb.GetPostRequest, context: Any) -> pb.GetPostResponse:
+        return pb.GetPostResponse(post=self._present(self._found(request.post_id), request.viewer_id))
+
+    async def DeletePost(self, request: pb.DeletePostRequest, context: Any) -> pb.DeletePostResponse:
+        def work() -> pb.DeletePostResponse:
+            entry = self.posts.get(request.post_id)
+            if entry is None or (entry.user_id != request.user_id and not self.visible(entry.post_id)):
+                raise not_found(request.post_id)
+            if entry.user_id != request.user_id:
+                raise errors.Forbidden("NOT_OWNER")
+            entry.deleted = True
+            return pb.DeletePostResponse()
+
+        return self._answers.once(request, request.user_id, work)
+
+    async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> pb.ListUserPostsResponse:
+        scope = ("posts", request.user_id, request.viewer_id)
+        before = self._cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
+        self._graph.username(request.user_id)
+        limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        left = [entry for entry in self.entries() if entry.user_id == request.user_id and entry.post_id < before]
+        page = left[:limit]
+        return pb.ListUserPostsResponse(
+            posts=[self._present(entry, request.viewer_id) for entry in page],
+            next_cursor=self._cursors.seal_id(scope, page[-1].post_id) if len(left) > limit else None,
+        )
+
+    async def SharePost(self, request: pb.SharePostRequest, context: Any) -> pb.SharePostResponse:
+        self._graph.username(request.user_id)
+
+        def work() -> pb.SharePostResponse:
+            original = self._target(request.post_id)
+            if request.content.strip():
+                share = self._add(request.user_id, request.content, "", original.post_id)
+            else:
+                mine = (e for e in self._plain_shares(original.post_id) if e.user_id == request.user_id)
+                share = next(mine, None) or self._add(request.user_id, "", "", original.post_id)
+            return pb.SharePostResponse(post=self._present(share, request.user_id))
+
+        return self._answers.once(request, request.user_id, work)
+
+    # Likes and comments.
+
+    async def LikePost(self, request: pb.LikePostRequest, context: Any) -> pb.LikePostResponse:
+        self._graph.username(request.user_id)
+
+        def work() -> pb.LikePostResponse:
+            post_id = self._target(request.post_id).post_id
+            self.likes.setdefault((post_id, request.user_id), self._next_id())
+            return pb.LikePostResponse(post_id=post_id, liked=True, likes=len(self.likes_of(post_id)))
+
+        return self._answers.once(request, request.user_id, work)
+
+    async def UnlikePost(self, request: pb.UnlikePostRequest, context: Any) -> pb.UnlikePostResponse:
+        self._graph.username(request.user_id)
+
+        def work() -> pb.UnlikePostResponse:
+            post_id = self._target(request.post_id).post_id
+            self.likes.pop((post_id, request.user_id), None)
+            return pb.UnlikePostResponse(post_id=post_id, liked=False, likes=len(self.likes_of(post_id)))
+
+        return self._answers.once(request, request.user_id, work)
+
+    async def CreateComment(self, request: pb.CreateCommentRequest, context: Any) -> pb.CreateCommentResponse:
+        self._graph.username(request.user_id)
+
+        def work() -> pb.CreateCommentResponse:
+            post_id = self._target(request.post_id).post_id
+            remark = Remark(self._next_id(), post_id, request.user_id, request.content)
+            self.comments[remark.comment_id] = remark
+            return pb.CreateCommentResponse(comment=self._present_comment(remark))
+
+        return self._answers.once(request, request.user_id, work)
+
+    async def ListComments(self, request: pb.ListCommentsRequest, context: Any) -> pb.ListCommentsResponse:
+        scope = ("comments", request.post_id, request.viewer_id)
+        after = self._cursors.open_id(scope, request.cursor, first=0)
+        limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        under = self._target(request.post_id).post_id
+        left = [remark for remark in self.comments_of(under) if remark.comment_id > after]
+        page = left[:limit]
+        return pb.ListCommentsResponse(
+            comments=[self._present_comment(remark) for remark in page],
+            next_cursor=self._cursors.seal_id(scope, page[-1].comment_id) if len(left) > limit else None,
+        )
+
+    async def DeleteComment(self, request: pb.DeleteCommentRequest, context: Any) -> pb.DeleteCommentResponse:
+        def work() -> pb.DeleteCommentResponse:
+            remark = self.comments.get(request.comment_id)
+            post = self.visible(remark.post_id) if remark else None
+            own = remark and post and request.user_id in (remark.user_id, post.user_id)
+            if remark is None or post is None or (remark.deleted and not own):
+                raise errors.NotFound("COMMENT_NOT_FOUND")
+            if not own:
+                raise errors.Forbidden("NOT_OWNER")
+            remark.deleted = True
+            return pb.DeleteCommentResponse()
+
+        return self._answers.once(request, request.user_id, work)
+
+    # What feeds are made of.
+
+    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> pb.BatchGetPostsResponse:
+        response = pb.BatchGetPostsResponse()
+        for item in request.items:
+            entries = filter(None, map(self.visible, item.post_ids))
+            response.items.add(posts=[self._present(entry, item.viewer_id) for entry in entries])
+        return response
+
+    async def BatchListNewest(self, request: pb.BatchListNewestRequest, context: Any) -> pb.BatchListNewestResponse:
+        response = pb.BatchListNewestResponse()
+        for item in request.items:
+            wanted = [
+                entry
+                for entry in self.entries()
+                if entry.user_id in item.author_ids and item.min_post_id <= entry.post_id <= item.max_post_id
+            ]
+            response.items.add(members=packed(wanted[: item.limit]))
+        return response
+
+    async def BatchListSharers(self, request: pb.BatchListSharersRequest, context: Any) -> pb.BatchListSharersResponse:
+        response = pb.BatchListSharersResponse()
+        for item in request.items:
+            named: Counter[int] = Counter()
+            wanted = []
+            for entry in self.entries():
+                original_id = entry.original_id
+                if (
+                    original_id != entry.post_id
+                    and original_id in item.original_ids
+                    and entry.user_id in item.sharer_ids
+                    and entry.post_id <= item.max_post_id
+                    and named[original_id] < MAX_SHARERS
+                ):
+                    named[original_id] += 1
+                    wanted.append(entry)
+            response.items.add(members=packed(wanted))
+        return response
+
+    async def BatchGetEngagement(
+        self, request: pb.BatchGetEngagementRequest, context: Any
+    ) -> pb.BatchGetEngagementResponse:
+        response = pb.BatchGetEngagementResponse()
+        for item in request.items:
+            there = [post_id if self.visible(post_id) else 0 for post_id in item.post_ids]
+            affinities = self._affinities(item.viewer_id)
+            response.items.add(
+                likes=[len(self.likes_of(post_id)) for post_id in there],
+                comments=[len(self.comments_of(post_id)) for post_id in there],
+                shares=[len(self.shares_of(post_id)) for post_id in there],
+                heat=[self._heat(post_id) for post_id in there],
+                affinity_author_ids=affinities.keys(),
+                affinities=affinities.values(),
+            )
+        return response
+
+    def _heat(self, post_id: int) -> float:
+        comments = [remark.comment_id for remark in self.comments_of(post_id)]
+        acts = ((1, self.likes_of(post_id)), (2, comments), (3, self.shares_of(post_id)))
+        now = self._clock()
+        return sum(weight * math.pow(0.5, (now - ids.time_ms(i)) / HOUR_MS) for weight, of in acts for i in of)
+
+    def _affinities(self, viewer_id: int) -> Counter[int]:
+        likes = [(like_id, post_id) for (post_id, user_id), like_id in self.likes.items() if user_id == viewer_id]
+        comments = [
+            (c.comment_id, c.post_id) for c in self.comments.values() if c.user_id == viewer_id and not c.deleted
+        ]
+        shares = [
+            (e.post_id, e.original_id) for e in self.entries() if e.user_id == viewer_id and e.original_id != e.post_id
+        ]
+        found: Counter[int] = Counter()
+        for weight, acts in ((1, likes), (2, comments), (3, shares)):
+            for _, post_id in sorted(acts, reverse=True)[:AFFINITY_DEPTH]:
+                found[self.posts[post_id].user_id] += weight
+        return found
+
+    # The same for all.
+
+    def _add(self, user_id: int, content: str, media_url: str, shared_post_id: int | None) -> Entry:
+        entry = Entry(self._next_id(), user_id, content, media_url, shared_post_id)
+        self.posts[entry.post_id] = entry
+        return entry
+
+    def _found(self, post_id: int) -> Entry:
+        entry = self.visible(post_id)
+        if entry is None:
+            raise not_found(post_id)
+        return entry
+
+    def _target(self, post_id: int) -> Entry:
+        """The post that an act on a post goes to: a plain share stands for its original."""
+        return self.posts[self._found(post_id).original_id]
+
+    def _plain_shares(self, original_id: int) -> list[Entry]:
+        return [e for e in self.entries() if e.original_id == original_id and e.post_id != original_id]
+
+    def _present(self, entry: Entry, viewer_id: int, *, nested: bool = False) -> pb.Post:
+        original = self.visible(entry.shared_post_id) if entry.shared_post_id is not None and not nested else None
+        return pb.Post(
+            post_id=entry.post_id,
+            user_id=entry.user_id,
+            username=self._graph.username(entry.user_id),
+            content=entry.content,
+            media_url=entry.media_url,
+            created_at=ids.timestamp(entry.post_id),
+            visibility=pb.VISIBILITY_PUBLIC,
+            likes=len(self.likes_of(entry.original_id)),
+            comments=len(self.comments_of(entry.original_id)),
+            shares=len(self.shares_of(entry.original_id)),
+            liked=(entry.original_id, viewer_id) in self.likes,
+            shared_post=self._present(original, viewer_id, nested=True) if original else None,
+        )
+
+    def _present_comment(self, remark: Remark) -> pb.Comment:
+        return pb.Comment(
+            comment_id=remark.comment_id,
+            post_id=remark.post_id,
+            user_id=remark.user_id,
+            username=self._graph.username(remark.user_id),
+            content=remark.content,
+            created_at=ids.timestamp(remark.comment_id),
+        )
+
+
+def packed(entries: Iterable[Entry]) -> bytes:
+    """Posts as the contract packs them."""
+    return members.pack((entry.post_id, entry.user_id, entry.original_id) for entry in entries)
+
+
+def not_found(post_id: int) -> errors.NotFound:
+    """There is no such post, or it may not be seen."""
+    return errors.NotFound("POST_NOT_FOUND", f"there is no post {post_id}")

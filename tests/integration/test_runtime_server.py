@@ -1,0 +1,493 @@
+"""Servers, interceptors and channels of the runtime, over real gRPC: what every service can rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
+
+from feedmesh.graph.v1 import graph_pb2 as pb
+from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
+from runtime import client, config, context, errors, logs, process, server
+from runtime.interceptors import DEFAULT_DEADLINE_S
+from tests.contract.expect import refusal
+from tests.fakes.graph import FakeGraph
+from tests.fakes.poll import until
+from tests.fakes.serving import Served, serving
+
+if TYPE_CHECKING:
+    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GraphService"]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SOMEBODY = pb.GetUserRequest(user_id=1)
+ROUNDING_S = 0.002
+"""gRPC rounds the timeouts that it sends to milliseconds, upwards."""
+LABELS = {"grpc_type": "unary", "grpc_service": SERVICE.full_name}
+
+
+@dataclass
+class Graph(FakeGraph):
+    """A graph service whose GetUser and CreateUser do what a test tells, and that notes what they were called with."""
+
+    act: Callable[[], Awaitable[None]]
+    calls: int = 0
+    request_ids: list[str] = field(default_factory=list)
+    remaining_s: list[float] = field(default_factory=list)
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def note(self) -> None:
+        self.calls += 1
+        self.request_ids.append(context.request_id.get())
+        self.remaining_s.append(context.remaining_s() or 0)
+        try:
+            await self.act()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:
+        await self.note()
+        return pb.GetUserResponse(user=pb.User(user_id=request.user_id))
+
+    async def CreateUser(self, request: pb.CreateUserRequest, context: Any) -> pb.CreateUserResponse:
+        await self.note()
+        return pb.CreateUserResponse()
+
+
+async def nothing() -> None:
+    """What a service does that answers at once."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A graph that is served, and a client of it."""
+
+    served: Served
+    channel: client.Channel
+    stub: GraphServiceAsyncStub
+
+
+@asynccontextmanager
+async def running(graph: Graph, max_concurrent_rpcs: int = 1024) -> AsyncIterator[Running]:
+    async with (
+        serving(
+            lambda s: add_GraphServiceServicer_to_server(graph, s),
+            services=(SERVICE,),
+            max_concurrent_rpcs=max_concurrent_rpcs,
+        ) as served,
+        client.connect(served.target, SERVICE) as channel,
+    ):
+        yield Running(served, channel, GraphServiceStub(channel))
+
+
+@pytest.fixture(autouse=True)
+def outside_of_a_request() -> None:
+    """Nothing is left over from another test."""
+    context.request_id.set("")
+    context.deadline.set(None)
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, {**LABELS, **labels}) or 0.0
+
+
+async def health_of(target: str, service: str = "") -> Any:
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+
+
+# Deadlines and request ids.
+
+
+async def test_a_deadline_is_carried_and_shaved_at_each_hop() -> None:
+    back = Graph(nothing)
+    async with running(back) as behind:
+        left_before: list[float] = []
+
+        async def ask_behind() -> None:
+            left_before.append(context.remaining_s() or 0)
+            await behind.stub.GetUser(SOMEBODY)
+
+        front = Graph(ask_behind)
+        async with running(front) as before:
+            await before.stub.GetUser(SOMEBODY, timeout=0.9)
+    assert 0 < front.remaining_s[0] <= 0.9 + ROUNDING_S
+    assert 0 < back.remaining_s[0] <= left_before[0] - client.SHAVE_S + ROUNDING_S
+
+
+async def test_a_longer_timeout_does_not_outlive_the_request_that_is_served() -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here:
+        context.deadline.set(time.monotonic() + 0.5)
+        await here.stub.GetUser(SOMEBODY, timeout=60)
+        context.deadline.set(time.monotonic() + 60)
+        await here.stub.GetUser(SOMEBODY, timeout=0.5)
+    assert max(graph.remaining_s) <= 0.5 + ROUNDING_S
+
+
+async def test_a_call_without_a_deadline_gets_one() -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here:
+        await here.stub.GetUser(SOMEBODY)
+        async with grpc.aio.insecure_channel(here.served.target) as bare:
+            await GraphServiceStub(bare).GetUser(SOMEBODY)
+    for left_s in graph.remaining_s:
+        assert 0 < left_s <= DEFAULT_DEADLINE_S + 0.1
+
+
+async def test_when_the_deadline_has_passed_nothing_is_called() -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here:
+        context.deadline.set(time.monotonic() + client.SHAVE_S / 2)
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await here.stub.GetUser(SOMEBODY)
+    assert graph.calls == 0
+
+
+async def test_a_call_that_outlasts_its_deadline_is_unavailable_and_its_handler_ends() -> None:
+    graph = Graph(lambda: asyncio.Event().wait())  # type: ignore[arg-type, return-value]
+    cancelled = sample("grpc_server_handled_total", grpc_method="GetUser", grpc_code="CANCELLED")
+    async with running(graph) as here:
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await here.stub.GetUser(SOMEBODY, timeout=0.1)
+        await until(lambda: graph.cancelled == 1)
+    assert sample("grpc_server_handled_total", grpc_method="GetUser", grpc_code="CANCELLED") == cancelled + 1
+
+
+async def test_a_request_id_is_carried_along_and_made_where_there_is_none() -> None:
+    back = Graph(nothing)
+    async with running(back) as behind:
+
+        async def ask_behind() -> None:
+            await behind.stub.GetUser(SOMEBODY)
+
+        front = Graph(ask_behind)
+        async with running(front) as before:
+            context.request_id.set("the-callers-own")
+            await before.stub.GetUser(SOMEBODY)
+            context.request_id.set("")
+            await asyncio.gather(*(before.stub.GetUser(SOMEBODY) for _ in range(3)))
+    assert front.request_ids[0] == back.request_ids[0] == "the-callers-own"
+    assert sorted(front.request_ids) == sorted(back.request_ids)
+    assert len(set(front.request_ids)) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", made) for made in front.request_ids[1:])
+
+
+async def test_log_lines_of_a_request_carry_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    async def say_something() -> None:
+        logging.getLogger("test").warning("something")
+
+    caplog.handler.addFilter(logs.add_request_id)
+    try:
+        async with running(Graph(say_something)) as here:
+            context.request_id.set("the-callers-own")
+            await here.stub.GetUser(SOMEBODY)
+    finally:
+        caplog.handler.removeFilter(logs.add_request_id)
+    [record] = [record for record in caplog.records if record.name == "test"]
+    assert getattr(record, "request_id", None) == "the-callers-own"
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidArgument(errors.Violation("items[0].user_id", "ä is no number")),
+        errors.NotFound("USER_NOT_FOUND", "there is no user 1"),
+        errors.Conflict("USERNAME_TAKEN", "taken"),
+        errors.Refused("FOLLOW_LIMIT", "enough"),
+        errors.Forbidden("NOT_OWNER", "someone else's"),
+    ],
+    ids=lambda error: error.reason,
+)
+async def test_what_a_handler_raises_arrives_as_it_was(error: errors.Error) -> None:
+    async def fail() -> None:
+        raise error
+
+    async with running(Graph(fail)) as here:
+        with pytest.raises(type(error)) as caught:
+            await here.stub.GetUser(SOMEBODY)
+    assert (caught.value.reason, caught.value.message, caught.value.fields) == (
+        error.reason,
+        error.message,
+        error.fields,
+    )
+
+
+async def test_an_error_with_the_most_and_longest_fields_still_arrives() -> None:
+    async def fail() -> None:
+        wrong = "must be greater than 0 and less than or equal to 9007199254740991"
+        raise errors.InvalidArgument(*(errors.Violation(f"items[{n}].viewer_id", wrong) for n in range(100, 1_000)))
+
+    async with running(Graph(fail)) as here:
+        for _ in range(20):
+            with pytest.raises(errors.InvalidArgument) as caught:
+                await here.stub.GetUser(SOMEBODY)
+            assert len(caught.value.fields) == errors.MAX_FIELDS
+
+
+async def test_a_defect_is_internal_without_its_text_and_logged_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("a secret of the inside")
+
+    internal = sample("grpc_server_handled_total", grpc_method="GetUser", grpc_code="INTERNAL")
+    async with running(Graph(fail)) as here:
+        with refusal(errors.Error, "INTERNAL"):
+            await here.stub.GetUser(SOMEBODY)
+        async with grpc.aio.insecure_channel(here.served.target) as bare:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await GraphServiceStub(bare).GetUser(SOMEBODY)
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in repr(caught.value)
+    assert "secret" not in repr(caught.value.trailing_metadata())
+    records = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(records) == 2
+    assert all(record.exc_info and "a secret of the inside" in str(record.exc_info[1]) for record in records)
+    assert sample("grpc_server_handled_total", grpc_method="GetUser", grpc_code="INTERNAL") == internal + 2
+
+
+async def test_a_request_that_breaks_a_rule_never_reaches_the_service() -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here:
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "user_id"):
+            await here.stub.GetUser(pb.GetUserRequest())
+    assert graph.calls == 0
+
+
+# Availability.
+
+
+async def test_a_server_that_is_gone_is_unavailable_and_found_again_when_it_is_back() -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here:
+        await here.stub.GetUser(SOMEBODY)
+        await here.served.stop()
+        for _ in range(3):
+            with refusal(errors.Unavailable, "UNAVAILABLE"):
+                await here.stub.GetUser(SOMEBODY)
+        again = process.Process("again")
+        task = asyncio.create_task(
+            server.serve(
+                again,
+                config.ServerSettings(grpc_address=here.served.target),
+                [lambda s: add_GraphServiceServicer_to_server(graph, s)],
+                [SERVICE],
+            )
+        )
+
+        async def answers() -> bool:
+            with contextlib.suppress(errors.Unavailable):
+                return (await here.stub.GetUser(SOMEBODY)).user.user_id == 1
+            return False
+
+        await until(answers)
+        again.stopping.set()
+        await task
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    async with client.connect("127.0.0.1:1", SERVICE) as channel:
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await GraphServiceStub(channel).GetUser(SOMEBODY)
+
+
+async def test_one_replica_of_two_that_is_gone_is_not_missed() -> None:
+    one, other = Graph(nothing), Graph(nothing)
+    async with running(one) as first, running(other) as second:
+        target = f"{first.served.target},{second.served.target}"
+        async with client.connect(target, SERVICE) as channel:
+            stub = GraphServiceStub(channel)
+
+            async def both_are_called() -> bool:
+                await stub.GetUser(SOMEBODY)
+                return bool(one.calls and other.calls)
+
+            await until(both_are_called)
+            await first.served.stop()
+            for _ in range(20):
+                await stub.GetUser(SOMEBODY)
+
+
+async def test_a_read_is_tried_again_where_the_service_is_unavailable_and_a_write_is_not() -> None:
+    async def fail_twice() -> None:
+        if graph.calls % 3:
+            raise errors.Unavailable("not now")
+
+    graph = Graph(fail_twice)
+    async with running(graph) as here:
+        await here.stub.GetUser(SOMEBODY)
+        assert graph.calls == 3
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await here.stub.CreateUser(pb.CreateUserRequest(username="ann", email="ann@example.org"))
+        assert graph.calls == 4
+
+
+async def test_calls_over_the_bound_are_refused_at_once_and_those_under_way_end_well() -> None:
+    finish = asyncio.Event()
+    graph = Graph(lambda: finish.wait())  # type: ignore[arg-type, return-value]
+    async with running(graph, max_concurrent_rpcs=4) as here:
+        calls = [asyncio.ensure_future(here.stub.GetUser(SOMEBODY)) for _ in range(12)]
+        # The bound counts health checks too.
+        await until(lambda: sum(call.done() for call in calls) >= 8)
+        for call in calls:
+            if call.done():
+                assert isinstance(call.exception(), errors.Unavailable)
+        under_way = [call for call in calls if not call.done()]
+        assert 1 <= len(under_way) <= 4
+        finish.set()
+        for call in under_way:
+            assert (await call).user.user_id == 1
+        assert graph.calls == len(under_way)
+
+
+# Health, reflection, metrics.
+
+
+async def test_health_is_serving_when_up_and_not_from_the_moment_of_stopping_while_calls_end() -> None:
+    finish = asyncio.Event()
+    graph = Graph(lambda: finish.wait())  # type: ignore[arg-type, return-value]
+    async with running(graph) as here, grpc.aio.insecure_channel(here.served.target) as bare:
+        for name in ("", SERVICE.full_name):
+            assert await health_of(here.served.target, name) == SERVING
+        stub: Any = health_pb2_grpc.HealthStub(bare)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE.full_name))
+        assert (await watch.read()).status == SERVING
+        call = asyncio.ensure_future(here.stub.GetUser(SOMEBODY))
+        await until(lambda: graph.calls == 1)
+        here.served.running.stopping.set()
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+        assert not here.served.task.done()
+        finish.set()
+        assert (await call).user.user_id == 1
+        await here.served.task
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await here.stub.GetUser(SOMEBODY)
+
+
+async def test_a_drain_ends_though_a_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DRAIN_S", 0.1)
+    graph = Graph(lambda: asyncio.Event().wait())  # type: ignore[arg-type, return-value]
+    async with running(graph) as here:
+        call = asyncio.ensure_future(here.stub.CreateUser(pb.CreateUserRequest(username="a", email="a@example.org")))
+        await until(lambda: graph.calls == 1)
+        await asyncio.wait_for(here.served.stop(), 5)
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await call
+        await until(lambda: graph.cancelled == 1)
+
+
+async def test_a_second_server_on_a_port_ends_with_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    async with running(Graph(nothing)) as here:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            await server.serve(
+                process.Process("second"), config.ServerSettings(grpc_address=here.served.target), [], [SERVICE]
+            )
+        assert caught.value.code == 2
+        ours = [line for line in capsys.readouterr().err.splitlines() if line.startswith("FEEDMESH_")]
+        assert ours == [f"FEEDMESH_GRPC_ADDRESS: cannot listen on {here.served.target}"]
+        await here.stub.GetUser(SOMEBODY)
+
+
+async def test_the_services_can_be_listed_by_reflection() -> None:
+    async with running(Graph(nothing)) as here, grpc.aio.insecure_channel(here.served.target) as bare:
+        channel: Any = bare
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        answer = await call.read()
+        call.cancel()
+    names = {service.name for service in answer.list_services_response.service}
+    assert {SERVICE.full_name, "grpc.health.v1.Health"} <= names
+
+
+async def test_calls_are_counted_and_timed_under_the_names_that_dashboards_know() -> None:
+    names: tuple[tuple[str, dict[str, str]], ...] = (
+        ("grpc_server_started_total", {}),
+        ("grpc_server_handled_total", {"grpc_code": "OK"}),
+        ("grpc_server_handled_total", {"grpc_code": "INVALID_ARGUMENT"}),
+        ("grpc_server_handled_total", {"grpc_code": "NOT_FOUND"}),
+        ("grpc_server_handling_seconds_count", {}),
+        ("grpc_client_handled_total", {"grpc_code": "OK"}),
+        ("grpc_client_handled_total", {"grpc_code": "INVALID_ARGUMENT"}),
+        ("grpc_client_handled_total", {"grpc_code": "NOT_FOUND"}),
+    )
+
+    def samples() -> list[float]:
+        return [sample(name, grpc_method="GetUser", **labels) for name, labels in names]
+
+    async def fail_the_third() -> None:
+        if graph.calls == 3:
+            raise errors.NotFound("USER_NOT_FOUND")
+
+    graph = Graph(fail_the_third)
+    before = samples()
+    async with running(graph) as here:
+        for request in (SOMEBODY, SOMEBODY, pb.GetUserRequest(), SOMEBODY):
+            with contextlib.suppress(errors.Error):
+                await here.stub.GetUser(request)
+    added = [after - earlier for after, earlier in zip(samples(), before, strict=True)]
+    assert added == [4, 2, 1, 1, 4, 2, 1, 1]
+
+
+# The life of a process.
+
+
+async def test_a_workers_round_comes_again_at_once_while_there_is_more_and_ends_with_the_process() -> None:
+    worker = process.Process("worker")
+    rounds = 0
+
+    async def work() -> bool:
+        nonlocal rounds
+        rounds += 1
+        return rounds < 5
+
+    task = asyncio.create_task(worker.every(3_600, "work", work))
+    await until(lambda: rounds == 5)
+    assert not task.done()
+    worker.stopping.set()
+    await asyncio.wait_for(task, 5)
+    assert rounds == 5
+
+
+async def test_a_round_that_fails_is_logged_and_counted_and_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    worker = process.Process("worker")
+    rounds = 0
+
+    async def work() -> bool:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise ValueError("a defect")
+        worker.stopping.set()
+        return False
+
+    await asyncio.wait_for(worker.every(0.001, "a task of this test", work), 5)
+    outcomes = {
+        outcome: REGISTRY.get_sample_value(
+            "feedmesh_worker_rounds_total", {"task": "a task of this test", "outcome": outcome}
+        )
+        for outcome in ("ok", "failed")
+    }
+    assert outcomes == {"ok": 1, "failed": 1}
+    assert any("a defect" in str(record.exc_info and record.exc_info[1]) for record in caplog.records)
