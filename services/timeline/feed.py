@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
@@ -21,7 +19,8 @@ from runtime import errors, members, validation
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from services.timeline import metrics, scroll
 from services.timeline.relations import Relation, Relations
-from services.timeline.skeleton import WINDOW, Entry, Skeleton, pull
+from services.timeline.scroll import Scroll
+from services.timeline.skeleton import WINDOW, Entry, Viewer, list_sharers, pull
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -73,37 +72,34 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
 
 async def get_feed(parts: Parts, relation: Relation, request: pb.GetFeedRequest) -> pb.GetFeedResponse:
     """One page. Raises InvalidArgument (INVALID_CURSOR), Unavailable."""
-    viewer_id = request.user_id
+    viewer = Viewer.following(request.user_id, relation.following)
     order = request.order or pb.FEED_ORDER_RANKED
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    place: scroll.Scroll | None = scroll.unseal(parts.cursors, viewer_id, order, request.cursor)
-    authors = np.append(relation.following, viewer_id)
+    place: Scroll | None = scroll.unseal(parts.cursors, viewer.user_id, order, request.cursor)
     response = pb.GetFeedResponse()
     windows = 0
     while place is not None and len(response.posts) < limit and windows < MAX_WINDOWS:
         windows += 1
-        skeleton = await pull(parts.post, viewer_id, authors, place, parts.window)
-        place = skeleton.scroll
-        rest = unserved(skeleton)
+        place, entries = await pull(parts.post, viewer, place, parts.window)
+        rest = unshown(place, entries)
         if order == pb.FEED_ORDER_RANKED:
-            rest = await ranked(parts.ranking, viewer_id, rest, response)
-        while rest and len(response.posts) < limit:
-            taken, rest = rest[: limit - len(response.posts)], rest[limit - len(response.posts) :]
-            response.posts.extend(await hydrated(parts, viewer_id, taken, skeleton))
-            place = replace(place, served=place.served | {entry.position for entry in taken})
+            rest = await ranked(parts.ranking, viewer.user_id, rest, response)
+        while rest and (room := limit - len(response.posts)):
+            taken, rest = [entry.post_id for entry in rest[:room]], rest[room:]
+            response.posts.extend(await hydrated(parts, viewer, place.bound, taken))
+            place = place.showing(taken)
         if not rest:
             place = place.past_window()
     metrics.FEED_WINDOWS.observe(windows)
     if place is not None:
-        response.next_cursor = scroll.seal(parts.cursors, viewer_id, order, place)
+        response.next_cursor = scroll.seal(parts.cursors, viewer.user_id, order, place)
     return response
 
 
-def unserved(skeleton: Skeleton) -> list[Entry]:
+def unshown(place: Scroll, entries: list[Entry]) -> list[Entry]:
     """A window's entries that no earlier page has shown, newest first."""
-    kept = [entry for entry in skeleton.entries if entry.position not in skeleton.scroll.served]
-    metrics.FEED_DROPPED.labels("in_earlier_window").inc(len(skeleton.removed))
-    metrics.FEED_DROPPED.labels("served").inc(len(skeleton.entries) - len(kept))
+    kept = [entry for entry in entries if entry.post_id not in place.shown and entry.post_id not in place.earlier]
+    metrics.FEED_DROPPED.labels("shown").inc(len(entries) - len(kept))
     return kept
 
 
@@ -125,18 +121,18 @@ async def ranked(
     return [entries[at] for at in answer.items[0].order]
 
 
-async def hydrated(
-    parts: Parts, viewer_id: int, entries: Sequence[Entry], skeleton: Skeleton
-) -> Iterable[post_pb2.Post]:
-    """The posts of the entries as the viewer sees them, in order, with their sharers; those gone meanwhile left out."""
+async def hydrated(parts: Parts, viewer: Viewer, bound: int, post_ids: Sequence[int]) -> Iterable[post_pb2.Post]:
+    """The posts as the viewer sees them, in order, with their sharers; those gone meanwhile left out."""
     request = post_pb2.BatchGetPostsRequest()
-    request.items.add(viewer_id=viewer_id, post_ids=[entry.post_id for entry in entries])
-    sharer_ids = {sharer for entry in entries for sharer in skeleton.sharers.get(entry.post_id, ())}
-    answer, names = await asyncio.gather(parts.post.BatchGetPosts(request), usernames(parts.graph, sharer_ids))
+    request.items.add(viewer_id=viewer.user_id, post_ids=post_ids)
+    answer, shares = await asyncio.gather(
+        parts.post.BatchGetPosts(request), list_sharers(parts.post, viewer, bound, post_ids)
+    )
     posts = answer.items[0].posts
-    metrics.FEED_DROPPED.labels("gone").inc(len(entries) - len(posts))
+    metrics.FEED_DROPPED.labels("gone").inc(len(post_ids) - len(posts))
+    names = await usernames(parts.graph, set(shares[:, 1].tolist()))
     for post in posts:
-        for sharer_id in skeleton.sharers.get(post.post_id, ()):
+        for sharer_id in shares[shares[:, 2] == post.post_id, 1].tolist():
             post.shared_by.add(user_id=sharer_id, username=names.get(sharer_id, ""))
     return posts
 

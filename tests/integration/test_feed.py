@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import pytest
 from google.rpc import status_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from services.graph.servicer import SERVICE as GRAPH
 from services.post.servicer import SERVICE as POST
 from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
+from services.timeline import scroll
 from services.timeline.feed import Parts, get_feeds
 from services.timeline.relations import Relations
 from services.timeline.servicer import TimelineServicer
@@ -66,6 +68,12 @@ class World:
             await self.parts.graph.Follow(
                 graph_pb2.FollowRequest(follower_id=self.people[READER], following_id=self.people[followee])
             )
+
+    async def unfollow(self, followee: int) -> None:
+        """The reader unfollows someone."""
+        await self.parts.graph.Unfollow(
+            graph_pb2.UnfollowRequest(follower_id=self.people[READER], following_id=self.people[followee])
+        )
 
     async def page(self, order: pb.FeedOrder.ValueType, limit: int, cursor: str = "") -> pb.GetFeedResponse:
         """A page of the reader's feed."""
@@ -135,17 +143,32 @@ class Entry:
     deleted: bool = False
 
 
-acts = st.lists(
-    st.tuples(st.sampled_from("ppppssqd"), st.integers(0, PEOPLE - 1), st.integers(0, 10**6)), min_size=1, max_size=40
-)
+def acts_of(kinds: str) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    """What people do: p(ost), s(hare), q(uote), d(elete a post), u(nshare), f(ollow), l(eave, that is unfollow)."""
+    act = st.tuples(st.sampled_from(kinds), st.integers(0, PEOPLE - 1), st.integers(0, 10**6))
+    return st.lists(act, min_size=1, max_size=40)
+
+
+acts = acts_of("ppppssqdu")
 
 
 async def perform(world: World, acts: list[tuple[str, int, int]], entries: list[Entry]) -> None:
-    """Posts, shares, quotes and deletes as the acts say, and notes it in the model."""
+    """Does as the acts say, and notes posts, shares and deletes in the model."""
     for act, person, number in acts:
         there = [entry for entry in entries if entry.post_id == entry.original and not entry.deleted]
+        shares = [entry for entry in entries if entry.post_id != entry.original and not entry.deleted]
+        shares = [share for share in shares if any(entry.post_id == share.original for entry in there)]
         aim = there[number % len(there)] if there else None
-        if act == "p" or aim is None:
+        if act == "f":
+            await world.follow(*{person} - {READER})
+        elif act == "l":
+            await world.unfollow(person)
+        elif act == "u":
+            if shares:
+                share = shares[number % len(shares)]
+                await world.delete(share.post_id)
+                share.deleted = True
+        elif act == "p" or aim is None:
             post_id = await world.post(person)
             entries.append(Entry(post_id, person, post_id))
         elif act == "s":
@@ -165,7 +188,7 @@ def expected(entries: list[Entry], authors: set[int]) -> list[int]:
     deleted = {entry.post_id for entry in entries if entry.deleted}
     place: dict[int, int] = {}
     for entry in entries:
-        if entry.author in authors and entry.original not in deleted:
+        if entry.author in authors and entry.original not in deleted and not entry.deleted:
             place[entry.original] = max(place.get(entry.original, 0), entry.post_id)
     return sorted(place, key=lambda post_id: -place[post_id])
 
@@ -185,8 +208,8 @@ async def test_a_feed_is_what_the_posts_say(
         assert sorted(ranked) == sorted(wanted)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(acts, acts, st.integers(1, 9), st.integers(1, 8), st.sampled_from(ORDERS))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(acts, acts_of("pssquudffl"), st.integers(1, 9), st.integers(1, 8), st.sampled_from(ORDERS))
 async def test_what_happens_in_mid_scroll_repeats_and_hides_nothing(
     before: list[tuple[str, int, int]],
     between: list[tuple[str, int, int]],
@@ -205,8 +228,35 @@ async def test_what_happens_in_mid_scroll_repeats_and_hides_nothing(
         if first.HasField("next_cursor"):
             shown += await mesh.scroll(order, [limit], first.next_cursor)
         assert len(shown) == len(set(shown))
-        still_there = eligible & set(expected(entries, set(range(PEOPLE))))
-        assert still_there <= set(shown) <= eligible
+        # Whatever was unfollowed or unshared meanwhile, what is written by those whom the reader followed all along and
+        # was there before must come; and nothing that came after the first page.
+        followed_all_along = {READER, *range(1, PEOPLE)} - {person for act, person, _ in between if act == "l"}
+        gone = {entry.post_id for entry in entries if entry.deleted}
+        own = {entry.post_id for entry in entries if entry.post_id == entry.original} - gone
+        certain = {entry.post_id for entry in entries if entry.author in followed_all_along} & own & eligible
+        assert certain <= set(shown) <= eligible
+
+
+async def test_a_scroll_that_forgets_what_it_showed_still_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scroll, "MAX_EARLIER", 2)
+    async with world(5) as mesh:
+        await mesh.follow(1, 2, 3)
+        posts = [await mesh.post(1) for _ in range(12)]
+        for sharer in (2, 3):
+            for post_id in posts:
+                await mesh.share(sharer, post_id)
+        assert await mesh.scroll(pb.FEED_ORDER_LATEST, [3, 4]) == posts[::-1]
+
+
+async def test_what_is_unfollowed_in_mid_scroll_is_gone_from_the_next_page() -> None:
+    async with world(5) as mesh:
+        await mesh.follow(1, 2)
+        posts = [await mesh.post(1 + n % 2) for n in range(20)]
+        first = await mesh.page(pb.FEED_ORDER_LATEST, 4)
+        await mesh.unfollow(1)
+        rest = await mesh.scroll(pb.FEED_ORDER_LATEST, [4], first.next_cursor)
+        assert [post.post_id for post in first.posts] == posts[:15:-1]
+        assert rest == posts[15::-2]
 
 
 async def test_without_ranking_a_page_is_newest_first_and_says_so() -> None:
