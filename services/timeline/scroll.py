@@ -4,9 +4,9 @@ The feed is cut into disjoint windows of ids, newest first. A window is ranked; 
 not shown yet, and the next page ranks the rest of the window again. So nothing expires, and what is deleted or blocked
 meanwhile is gone at once.
 
-A post that someone shared can stand in more than one window: at the share, at older shares, at itself. It is shown where
-the scroll meets it first, at its newest visible share, and the cursor carries it on until the scroll has passed the post
-itself: nothing of it can come after that, as shares are newer than what they share.
+A post that someone shared can stand in more than one window: at the share, at older shares, at itself. It is shown
+where the scroll meets it first, at its newest visible share, and the cursor carries it on until the scroll has passed
+the post itself: nothing of it can come after that, as shares are newer than what they share.
 """
 
 from __future__ import annotations
