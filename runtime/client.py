@@ -19,7 +19,7 @@ from runtime.interceptors import DEFAULT_DEADLINE_S, REQUEST_ID_KEY
 
 SHAVE_S = 0.010
 """What each hop keeps of its deadline: to answer, degraded or with an error, when the hop beyond does not."""
-MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_MESSAGE_BYTES = 32 * 2**20
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -35,7 +35,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def connect(target: str, *services: ServiceDescriptor) -> Channel:
-    """A channel to `target` (host:port, several joined by commas, or a name of gRPC's) for calls to these services."""
+    """A channel to `target` (see `config.Target`) for calls to these services."""
     if "," in target:
         target = f"ipv4:{target}"
     options = (*OPTIONS, ("grpc.service_config", json.dumps(service_config(services))))

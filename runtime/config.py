@@ -15,11 +15,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "FEEDMESH_"
 
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
+PORT = r"([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+IPV4 = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+Address = Annotated[str, StringConstraints(pattern=rf"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):{PORT}$")]
 """host:port; port 0 stands for any free one."""
 
-Target = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-"""Where a gRPC service is: host:port, several joined by commas, or a gRPC name such as `dns:///post:50051`."""
+Target = Annotated[
+    str, StringConstraints(min_length=1, max_length=4096, pattern=rf"^([^,]+|{IPV4}:{PORT}(,{IPV4}:{PORT})+)$")
+]
+"""Where a gRPC service is: host:port, several of IPv4:port joined by commas, or a name such as `dns:///post:50051`."""
 
 Secret = Annotated[str, StringConstraints(min_length=32, max_length=256)]
 

@@ -35,6 +35,12 @@ class Counts:
 
 
 HALF_LIFE_S = 3600
+DECAYED_HEAT = (
+    "round(({table}heat * power(0.5::float8,"
+    f" least(extract(epoch FROM now() - {{table}}heat_at)::float8 / {HALF_LIFE_S}, 100)))::numeric, 6)::float8"
+)
+"""Heat as of now, of a table of totals (`table` is its name with a dot, or ""). Rounded, so that it comes to 0:
+Postgres raises an error where a float would underflow."""
 
 
 async def fold(pool: postgres.Pool, counts: Counts) -> bool:
@@ -72,10 +78,9 @@ def statement(counts: Counts) -> sql.Composed:
         names += [sql.Identifier("heat"), sql.Identifier("heat_at")]
         sums += [sql.SQL("greatest(0, sum({}))").format(sql.SQL(counts.decayed)), sql.SQL("now()")]
         updates.append(
-            sql.SQL(
-                "heat = {t}.heat * power(0.5, extract(epoch FROM now() - {t}.heat_at) / {h}) + excluded.heat,"
-                " heat_at = now()"
-            ).format(t=total, h=sql.Literal(HALF_LIFE_S))
+            sql.SQL("heat = {heat} + excluded.heat, heat_at = now()").format(
+                heat=sql.SQL(DECAYED_HEAT.format(table=f"{counts.name}_counts."))
+            )
         )
     return sql.SQL(
         """

@@ -28,6 +28,8 @@ Interceptor = Callable[[str, Call], Call]
 REQUEST_ID_KEY = "x-request-id"
 DEFAULT_DEADLINE_S = 10.0
 """For a caller that set none: no call may hold its resources for ever."""
+MAX_DEADLINE_S = 60.0
+"""However much later a caller's deadline is."""
 
 
 def answer_errors(method: str, call: Call) -> Call:
@@ -35,7 +37,8 @@ def answer_errors(method: str, call: Call) -> Call:
 
     async def around(request: Any, rpc: Context) -> Any:
         try:
-            return await call(request, rpc)
+            async with asyncio.timeout(context.remaining_s()):
+                return await call(request, rpc)
         except Exception as exception:
             error = errors.from_exception(exception)
             if error is None:
@@ -83,7 +86,7 @@ def carry_context(method: str, call: Call) -> Call:
         request_id = received.get(REQUEST_ID_KEY) or uuid.uuid4().hex
         context.request_id.set(request_id if isinstance(request_id, str) else "")
         left_s = rpc.time_remaining()
-        context.deadline.set(time.monotonic() + (DEFAULT_DEADLINE_S if left_s is None else left_s))
+        context.deadline.set(time.monotonic() + (DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)))
         return await call(request, rpc)
 
     return around

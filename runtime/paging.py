@@ -15,6 +15,8 @@ from runtime.errors import InvalidArgument, Violation
 
 MAC_BYTES = 16
 MAX_CURSOR_CHARACTERS = 8192
+MAX_BATCH_POSTS = 500
+"""Posts that one answer holds at the most: with an original each can be 42 KB, and a message has 32 MiB."""
 DEFAULT_LIMIT = 20
 """How many a page holds where the request does not say."""
 
@@ -53,6 +55,12 @@ class Cursors:
     def _mac(self, scope: tuple[str | int, ...], payload: bytes) -> bytes:
         message = repr(scope).encode() + b"\0" + payload
         return hmac.digest(self._key, message, hashlib.sha256)[:MAC_BYTES]
+
+
+def require_fitting(posts: int) -> None:
+    """Raises InvalidArgument when the items of a batch ask for more posts than an answer holds."""
+    if posts > MAX_BATCH_POSTS:
+        raise InvalidArgument(Violation("items", f"must not ask for more than {MAX_BATCH_POSTS} posts in all"))
 
 
 def encode(sealed: bytes) -> str:

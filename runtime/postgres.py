@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 import psycopg
+import psycopg_pool
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -89,12 +90,20 @@ async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
                 return await work(connection)
         except psycopg.Error as error:
             # A connection that a restart of the database broke fails before anything has begun.
-            broken = isinstance(error, psycopg.OperationalError) and not begun
+            broken = not begun and is_broken(error)
             if attempt == ATTEMPTS or not (broken or may_pass(error)):
                 raise
+            if broken:
+                await pool.check()
             metrics.POSTGRES_RETRIES.labels(type(error).__name__).inc()
             await asyncio.sleep(0.002 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def is_broken(error: psycopg.Error) -> bool:
+    """Whether a connection is at fault that another may be had for, not the lack of any."""
+    exhausted = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests, psycopg_pool.PoolClosed)
+    return isinstance(error, psycopg.OperationalError) and not isinstance(error, exhausted)
 
 
 def may_pass(error: psycopg.Error) -> bool:
@@ -117,7 +126,9 @@ async def fetch(reader: Reader, query: str, parameters: dict[str, Any] | None = 
             try:
                 cursor = await connection.execute(query.encode(), parameters)
                 return await cursor.fetchall()
-            except psycopg.OperationalError:
-                if attempt == ATTEMPTS or not connection.broken:
+            except psycopg.OperationalError as error:
+                if attempt == ATTEMPTS or not (connection.broken and is_broken(error)):
                     raise
+        # Replaces every connection that the restart broke.
+        await reader.check()
     raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ elsewhere before the drain begins.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,9 +22,11 @@ from runtime.process import Process
 
 log = logging.getLogger(__name__)
 
+NOTICE_S = 0.2
+"""How long callers have to hear that the health is NOT_SERVING and go elsewhere, before new calls are refused."""
 DRAIN_S = 5.0
 """How long calls under way may take to end once the process is asked to stop."""
-MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_MESSAGE_BYTES = 32 * 2**20
 OPTIONS = (
     # Without this, two servers bind one port and each silently gets half of the calls.
     ("grpc.so_reuseport", 0),
@@ -75,4 +78,5 @@ async def serve(
     await process.stopping.wait()
     log.info("draining")
     await healthiness.enter_graceful_shutdown()
+    await asyncio.sleep(NOTICE_S)
     await server.stop(DRAIN_S)

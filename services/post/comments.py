@@ -7,7 +7,6 @@ from runtime import errors, idempotency, ids
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.postgres import Connection, Pool
 from services.post import store
-from services.post.hydrate import hydrate_one
 from services.post.likes import target
 from services.post.people import People
 
@@ -32,9 +31,8 @@ async def list_comments(
     scope = ("comments", request.post_id, request.viewer_id)
     after = cursors.open_id(scope, request.cursor, first=0)
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    post = await hydrate_one(pool, people, request.post_id, request.viewer_id)
-    under = post.shared_post.post_id if is_plain_share(post) else post.post_id
-    rows = await store.comments_under(pool, under, after, limit + 1)
+    on = await target(pool, request.post_id)
+    rows = await store.comments_under(pool, on.post_id, after, limit + 1)
     page = rows[:limit]
     names = await people.names({row.user_id for row in page})
     return pb.ListCommentsResponse(
@@ -58,11 +56,6 @@ async def delete_comment(pool: Pool, request: pb.DeleteCommentRequest) -> pb.Del
         return pb.DeleteCommentResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.DeleteCommentResponse, work)
-
-
-def is_plain_share(post: pb.Post) -> bool:
-    """Whether a post repeats another without a word of its own."""
-    return post.HasField("shared_post") and not post.content
 
 
 def present(row: store.CommentRow, username: str) -> pb.Comment:

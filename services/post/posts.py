@@ -36,8 +36,10 @@ async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest)
 async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -> pb.SharePostResponse:
     """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
     await people.require(request.user_id)
-    seen = await target(pool, request.post_id)
-    names = await people.names({request.user_id, seen.author_id})
+    # Only for the author's name: whether the post is there is decided in the transaction, where a repeated request gets
+    # its first answer even if the post is gone by now.
+    seen = await store.target(pool, request.post_id)
+    names = await people.names({request.user_id} | ({seen.author_id} if seen else set()))
 
     async def work(connection: Connection) -> pb.SharePostResponse:
         original = await target(connection, request.post_id)
@@ -73,11 +75,10 @@ async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePos
         row = await store.lock_post(connection, request.post_id)
         if row is None:
             raise not_found(request.post_id)
-        author_id, _, shared_post_id, deleted = row
-        if author_id != request.user_id:
-            raise not_found(request.post_id) if deleted else errors.Forbidden("NOT_OWNER", "the post is someone else's")
-        if not deleted:
-            await store.delete_post(connection, request.post_id, shared_post_id)
+        if row.user_id != request.user_id:
+            raise not_found(row.post_id) if row.deleted else errors.Forbidden("NOT_OWNER", "the post is someone else's")
+        if not row.deleted:
+            await store.delete_post(connection, row)
         return pb.DeletePostResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)

@@ -7,7 +7,7 @@ from typing import Any
 
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
-from runtime.paging import Cursors
+from runtime.paging import Cursors, require_fitting
 from runtime.postgres import Pool
 from services.post import comments, likes, posts, skeleton
 from services.post.hydrate import hydrate, hydrate_one
@@ -55,6 +55,7 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
         return await comments.delete_comment(self.pool, request)
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> pb.BatchGetPostsResponse:
+        require_fitting(sum(len(item.post_ids) for item in request.items))
         pages = await hydrate(self.pool, self.people, [(item.viewer_id, item.post_ids) for item in request.items])
         return pb.BatchGetPostsResponse(items=[pb.BatchGetPostsResponse.Item(posts=page) for page in pages])
 

@@ -14,12 +14,11 @@ NO_ENGAGEMENT = (0, 0, 0, 0.0)
 
 async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.BatchListNewestResponse:
     """The newest posts of each item's authors, packed."""
-    answers = await asyncio.gather(
-        *(
-            store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
-            for item in request.items
-        )
-    )
+    # One after the other: a batch is no reason to take more than one of the pool's connections.
+    answers = [
+        await store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
+        for item in request.items
+    ]
     return pb.BatchListNewestResponse(
         items=[pb.BatchListNewestResponse.Item(members=members.pack(rows)) for rows in answers]
     )
@@ -27,12 +26,10 @@ async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.Batc
 
 async def list_sharers(pool: Pool, request: pb.BatchListSharersRequest) -> pb.BatchListSharersResponse:
     """The plain shares of each item's originals by its sharers, packed."""
-    answers = await asyncio.gather(
-        *(
-            store.sharers(pool, list(item.original_ids), list(item.sharer_ids), item.max_post_id)
-            for item in request.items
-        )
-    )
+    answers = [
+        await store.sharers(pool, list(item.original_ids), list(item.sharer_ids), item.max_post_id)
+        for item in request.items
+    ]
     return pb.BatchListSharersResponse(
         items=[pb.BatchListSharersResponse.Item(members=members.pack(rows)) for rows in answers]
     )

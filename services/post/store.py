@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from runtime import ids
 from runtime.clock import wall_clock
-from runtime.counts import HALF_LIFE_S, Counts
+from runtime.counts import DECAYED_HEAT, Counts
 from runtime.postgres import Connection, Pool, Reader, fetch
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
@@ -31,11 +31,6 @@ class PostRow(NamedTuple):
     comments: int
     shares: int
 
-    @property
-    def is_plain_share(self) -> bool:
-        """Whether it repeats an original without a word of its own."""
-        return self.original_id != self.post_id
-
 
 class CommentRow(NamedTuple):
     """A comment, and who wrote the post that it stands under."""
@@ -45,6 +40,16 @@ class CommentRow(NamedTuple):
     user_id: int
     author_id: int
     content: str
+    deleted: bool
+
+
+class LockedPost(NamedTuple):
+    """A post that the transaction holds, deleted or not."""
+
+    post_id: int
+    user_id: int
+    original_id: int
+    shared_post_id: int | None
     deleted: bool
 
 
@@ -63,8 +68,7 @@ COUNTED = f"""
     SELECT post_id, sum(likes)::bigint AS likes, sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
            greatest(0, sum(heat)) AS heat
     FROM (
-        SELECT post_id, likes, comments, shares,
-               heat * power(0.5, extract(epoch FROM now() - heat_at) / {HALF_LIFE_S}) AS heat
+        SELECT post_id, likes, comments, shares, {DECAYED_HEAT.format(table="")} AS heat
         FROM post_counts WHERE post_id = ANY(%(ids)s)
         UNION ALL
         SELECT post_id, likes, comments, shares, {POST_COUNTS.decayed}
@@ -121,27 +125,31 @@ async def plain_share(connection: Connection, user_id: int, original: Target) ->
     return None if row is None else int(row[0])
 
 
-async def lock_post(connection: Connection, post_id: int) -> tuple[int, int, int | None, bool] | None:
-    """Locks a post, deleted ones too: its author, original, shared post, and whether it is deleted; None without."""
+async def lock_post(connection: Connection, post_id: int) -> LockedPost | None:
+    """Locks a post, deleted ones too; None without."""
     cursor = await connection.execute(
         """
-        SELECT user_id, original_id, shared_post_id, deleted_at IS NOT NULL
+        SELECT post_id, user_id, original_id, shared_post_id, deleted_at IS NOT NULL
         FROM posts WHERE post_id = %s FOR NO KEY UPDATE""",
         (post_id,),
     )
     row = await cursor.fetchone()
-    return None if row is None else (row[0], row[1], row[2], row[3])
+    return None if row is None else LockedPost(*row)
 
 
-async def delete_post(connection: Connection, post_id: int, shared_post_id: int | None) -> None:
+async def delete_post(connection: Connection, post: LockedPost) -> None:
     """Empties a post and marks it deleted, its counts with it; takes it from its original's count of shares."""
     await connection.execute(
-        "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s", (post_id,)
+        "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s",
+        (post.post_id,),
     )
-    await delete_counts(connection, post_id)
-    if shared_post_id is not None:
-        await connection.execute("DELETE FROM shares WHERE post_id = %s AND share_id = %s", (shared_post_id, post_id))
-        await add_delta(connection, shared_post_id, shares=-1)
+    await delete_counts(connection, post.post_id)
+    if post.original_id != post.post_id:
+        await connection.execute(
+            "DELETE FROM shares WHERE user_id = %s AND share_id = %s", (post.user_id, post.post_id)
+        )
+    if post.shared_post_id is not None:
+        await add_delta(connection, post.shared_post_id, shares=-1)
 
 
 async def target(reader: Reader, post_id: int) -> Target | None:
@@ -310,7 +318,8 @@ async def newest(
 
     The `limit` authors with the newest heads each have a post at or above the last of these heads, so no post below it
     can be among the newest `limit`: that bounds the second step, however many authors there are and however much each
-    wrote. One index probe an author, then the few posts that count.
+    wrote. One index probe an author, and one more for each month that an author was silent, then the few posts that
+    count.
     """
     rows = await fetch(
         pool,
@@ -403,8 +412,9 @@ async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tupl
 
 async def make_partitions(pool: Pool, months_ahead: int) -> int:
     """Makes the monthly partitions of posts that are lacking, from this month on; how many it made."""
-    rows = await fetch(pool, "SELECT make_post_partitions(%(months)s)", {"months": months_ahead})
-    return int(rows[0][0])
+    async with pool.connection() as connection:
+        row = await (await connection.execute("SELECT make_post_partitions(%s)", (months_ahead,))).fetchone()
+    return int(row[0]) if row else 0
 
 
 async def unswept(pool: Pool, limit: int) -> list[int]:
@@ -427,11 +437,12 @@ async def sweep(connection: Connection, post_id: int, limit: int) -> bool:
         "DELETE FROM likes WHERE like_id IN (SELECT like_id FROM likes WHERE post_id = %(post)s LIMIT %(limit)s)",
         """DELETE FROM comments WHERE comment_id IN (
                SELECT comment_id FROM comments WHERE post_id = %(post)s LIMIT %(limit)s)""",
-        """DELETE FROM shares WHERE (post_id, user_id) IN (
-               SELECT post_id, user_id FROM shares WHERE post_id = %(post)s LIMIT %(limit)s)""",
-        """UPDATE posts SET deleted_at = now() WHERE post_id IN (
+        # Nothing hangs on a plain share. Posts before shares, as when a share is deleted by hand.
+        """UPDATE posts SET deleted_at = now(), swept = true WHERE post_id IN (
                SELECT post_id FROM posts WHERE shared_post_id = %(post)s AND original_id = %(post)s
                AND deleted_at IS NULL LIMIT %(limit)s)""",
+        """DELETE FROM shares WHERE (post_id, user_id) IN (
+               SELECT post_id, user_id FROM shares WHERE post_id = %(post)s LIMIT %(limit)s)""",
     ):
         cursor = await connection.execute(statement.encode(), {"post": post_id, "limit": limit})
         removed = max(removed, cursor.rowcount)

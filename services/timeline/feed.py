@@ -88,7 +88,7 @@ async def get_feed(parts: Parts, relation: Relation, request: pb.GetFeedRequest)
             taken, rest = [entry.post_id for entry in rest[:room]], rest[room:]
             response.posts.extend(await hydrated(parts, viewer, place.bound, taken))
             place = place.showing(taken)
-        if not rest:
+        if not rest or len(place.shown) >= scroll.MAX_SHOWN:
             place = place.past_window()
     metrics.FEED_WINDOWS.observe(windows)
     if place is not None:
@@ -113,8 +113,9 @@ async def ranked(
     request.items.add(viewer_id=viewer_id, candidates=members.pack(entries))
     try:
         answer = await ranking.BatchRank(request, timeout=RANKING_TIMEOUT_S)
-    except errors.Unavailable as error:
-        log.warning("feed is served newest first: %s", error.message)
+    except errors.Error as error:
+        level = logging.WARNING if isinstance(error, errors.Unavailable) else logging.ERROR
+        log.log(level, "feed is served newest first: %s", error.message)
         metrics.FEED_DEGRADED.labels(RANKING).inc()
         response.degraded.append(RANKING)
         return entries

@@ -18,6 +18,9 @@ from runtime import ids
 from runtime.paging import Cursors
 
 ID_BYTES = 7
+MAX_SHOWN = 400
+"""Posts of one window that a cursor carries at the most. A window holds half as many; only who follows and unfollows
+again and again in mid-scroll is shown more of it, and then goes on with the next one."""
 MAX_EARLIER = 400
 """Posts older than the place that a cursor carries on at the most: 2.8 KB, which an address still holds."""
 

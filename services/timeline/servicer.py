@@ -8,6 +8,7 @@ from typing import Any
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
 from runtime import errors
+from runtime.paging import DEFAULT_LIMIT, require_fitting
 from services.timeline.feed import Parts, get_feeds
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
@@ -26,6 +27,7 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
         return result
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> pb.BatchGetFeedResponse:
+        require_fitting(sum(item.limit or DEFAULT_LIMIT for item in request.items))
         response = pb.BatchGetFeedResponse()
         for result in await get_feeds(self.parts, request.items):
             if isinstance(result, errors.Error):

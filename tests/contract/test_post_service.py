@@ -275,7 +275,8 @@ async def test_pages_and_batches_have_bounds(service: PostService) -> None:
             await newest(service, [ann], limit=limit)
     for call, path in (
         (hydrate(service, (0, [1] * 201)), "items[0].post_ids"),
-        (hydrate(service, *[(0, [1])] * 1_001), "items"),
+        (hydrate(service, *[(0, [1])] * 65), "items"),
+        (hydrate(service, *[(0, [1] * 101)] * 5), "items"),
         (newest(service, [1] * 10_001), "items[0].author_ids"),
         (sharers(service, [1] * 1_001, [1]), "items[0].original_ids"),
         (sharers(service, [1], [1] * 10_001), "items[0].sharer_ids"),
@@ -679,6 +680,15 @@ async def test_a_share_with_a_key_is_answered_again_after_it_was_taken_back(serv
     await delete(service, ann, shared)
     assert (await service.stub.SharePost(request)).post.post_id == shared
     assert await counts(service, post_id) == Counts()
+
+
+async def test_a_share_with_a_key_is_answered_again_after_its_original_was_deleted(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+    request = pb.SharePostRequest(user_id=bob, post_id=post_id, content="quoted", request_id="key")
+    shared = await service.stub.SharePost(request)
+    await delete(service, ann, post_id)
+    assert await service.stub.SharePost(request) == shared
 
 
 # ListUserPosts, and cursors.

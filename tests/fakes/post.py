@@ -12,7 +12,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors, ids, members
 from runtime.clock import Clock, wall_clock
-from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.paging import DEFAULT_LIMIT, Cursors, require_fitting
 from tests.fakes.graph import FakeGraph
 from tests.fakes.idempotency import Answers
 from tests.fakes.ids import NextId
@@ -204,6 +204,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
     # What feeds are made of.
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> pb.BatchGetPostsResponse:
+        require_fitting(sum(len(item.post_ids) for item in request.items))
         response = pb.BatchGetPostsResponse()
         for item in request.items:
             entries = filter(None, map(self.visible, item.post_ids))

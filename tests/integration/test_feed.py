@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import pytest
 from google.rpc import status_pb2
@@ -17,7 +18,11 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
-from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
+from feedmesh.ranking.v1.ranking_pb2_grpc import (
+    RankingServiceServicer,
+    RankingServiceStub,
+    add_RankingServiceServicer_to_server,
+)
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import client, errors
 from runtime.clock import wall_clock
@@ -267,6 +272,52 @@ async def test_without_ranking_a_page_is_newest_first_and_says_so() -> None:
         assert [post.post_id for post in page.posts] == posts[::-1]
         assert list(page.degraded) == ["ranking"]
         assert list((await mesh.page(pb.FEED_ORDER_LATEST, 20)).degraded) == []
+
+
+async def test_a_ranking_that_fails_takes_no_feed_with_it() -> None:
+    class Broken(RankingServiceServicer):
+        async def BatchRank(self, request: object, context: object) -> NoReturn:
+            raise ValueError("a defect")
+
+    async with (
+        world(5) as mesh,
+        serving(lambda s: add_RankingServiceServicer_to_server(Broken(), s), services=(RANKING,)) as ranking,
+        client.connect(ranking.target, RANKING) as channel,
+    ):
+        post_id = await mesh.post(READER)
+        parts = replace(mesh.parts, ranking=RankingServiceStub(channel))
+        [answer] = await get_feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
+        assert isinstance(answer, pb.GetFeedResponse)
+        assert ([post.post_id for post in answer.posts], list(answer.degraded)) == ([post_id], ["ranking"])
+
+
+async def test_a_batch_asks_for_no_more_posts_than_an_answer_holds() -> None:
+    async with world(5) as mesh:
+        request = pb.BatchGetFeedRequest(items=[pb.GetFeedRequest(user_id=mesh.people[READER], limit=100)] * 6)
+        with pytest.raises(errors.InvalidArgument, match="500 posts"):
+            await TimelineServicer(mesh.parts).BatchGetFeed(request, None)
+
+
+async def test_a_cursor_stays_short_for_one_who_follows_and_unfollows_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scroll, "MAX_SHOWN", 6)
+    async with world(3) as mesh:
+        for _ in range(12):
+            for author in range(1, PEOPLE):
+                await mesh.post(author)
+        cursor, shown, longest = "", [], 0
+        for turn in itertools.count():
+            await mesh.unfollow(turn % 3 + 1)
+            await mesh.follow((turn + 1) % 3 + 1)
+            page = await mesh.page(pb.FEED_ORDER_RANKED, 2, cursor)
+            shown += [post.post_id for post in page.posts]
+            longest = max(longest, len(page.next_cursor))
+            if not page.HasField("next_cursor"):
+                break
+            cursor = page.next_cursor
+        assert len(shown) == len(set(shown))
+        assert longest < 250
 
 
 async def test_one_bad_page_of_a_batch_fails_alone() -> None:

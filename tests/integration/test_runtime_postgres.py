@@ -125,20 +125,20 @@ async def test_a_taken_name_is_no_clash_of_ids(graph_pool: Pool) -> None:
     assert retries("UniqueViolation") == before
 
 
-async def test_a_connection_that_the_database_ended_is_replaced(graph_pool: Pool) -> None:
-    async with graph_pool.connection() as connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+@pytest.mark.parametrize("use", ["fetch", "transact"])
+async def test_a_pool_whose_connections_the_database_ended_all_goes_on(graph_pool: Pool, use: str) -> None:
+    held = [await graph_pool.getconn() for _ in range(graph_pool.max_size)]
+    for connection in held:
+        await graph_pool.putconn(connection)
+    async with await psycopg.AsyncConnection.connect(str(graph_pool.conninfo), autocommit=True) as killer:
+        await killer.execute(
+            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        pid = connection.info.backend_pid
-    async with (
-        graph_pool.connection() as connection,
-        await psycopg.AsyncConnection.connect(str(graph_pool.conninfo), autocommit=True) as killer,
-    ):
-        assert connection.info.backend_pid == pid
-        await killer.execute("SELECT pg_terminate_backend(%s)", (pid,))
-    assert await names(graph_pool) == []
+    if use == "fetch":
+        assert await names(graph_pool) == []
+    else:
+        assert await person(graph_pool, "ann")
 
 
 async def test_a_pool_that_is_exhausted_is_unavailable_and_not_a_defect(
@@ -150,6 +150,11 @@ async def test_a_pool_that_is_exhausted_is_unavailable_and_not_a_defect(
         with pytest.raises(Exception) as caught:  # noqa: PT011 - which one it is, is the point of the next line
             await names(graph_pool)
         assert isinstance(errors.from_exception(caught.value), errors.Unavailable)
+        before = retries("PoolTimeout")
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            await person(graph_pool, "ann")
+        assert isinstance(errors.from_exception(caught.value), errors.Unavailable)
+        assert retries("PoolTimeout") == before, "who waited once does not wait five times"
     finally:
         for connection in held:
             await graph_pool.putconn(connection)

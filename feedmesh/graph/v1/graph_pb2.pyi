@@ -521,7 +521,7 @@ class BatchGetRelationsRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetRelationsRequest.Item]:
-        """items are the viewers, at most 1,000."""
+        """items are the viewers, at most 200."""
 
     def __init__(
         self,

@@ -809,7 +809,7 @@ class BatchGetPostsRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetPostsRequest.Item]:
-        """items are the pages, at most 1,000."""
+        """items are the pages, at most 64, and at most 500 posts in all."""
 
     def __init__(
         self,
@@ -917,7 +917,7 @@ class BatchListNewestRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListNewestRequest.Item]:
-        """items are the questions, at most 1,000."""
+        """items are the questions, at most 32."""
 
     def __init__(
         self,
@@ -1023,7 +1023,7 @@ class BatchListSharersRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListSharersRequest.Item]:
-        """items are the questions, at most 1,000."""
+        """items are the questions, at most 32."""
 
     def __init__(
         self,
@@ -1119,7 +1119,7 @@ class BatchGetEngagementRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetEngagementRequest.Item]:
-        """items are the questions, at most 1,000."""
+        """items are the questions, at most 256."""
 
     def __init__(
         self,

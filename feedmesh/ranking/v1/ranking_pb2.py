@@ -26,7 +26,7 @@ from feedmesh.buf.validate import validate_pb2 as buf_dot_validate_dot_validate_
 from feedmesh.options.v1 import options_pb2 as feedmesh_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/ranking/v1/ranking.proto\x12\x13\x66\x65\x65\x64mesh.ranking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\"\x80\x02\n\x10\x42\x61tchRankRequest\x12K\n\x05items\x18\x01 \x03(\x0b\x32*.feedmesh.ranking.v1.BatchRankRequest.ItemB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05items\x1a\x9e\x01\n\x04Item\x12\x1b\n\tviewer_id\x18\x01 \x01(\x03R\x08viewerId\x12y\n\ncandidates\x18\x02 \x01(\x0c\x42Y\xbaHVz\x04\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"t\n\x11\x42\x61tchRankResponse\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32+.feedmesh.ranking.v1.BatchRankResponse.ItemR\x05items\x1a\x1c\n\x04Item\x12\x14\n\x05order\x18\x01 \x03(\rR\x05order2r\n\x0eRankingService\x12`\n\tBatchRank\x12%.feedmesh.ranking.v1.BatchRankRequest\x1a&.feedmesh.ranking.v1.BatchRankResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/ranking/v1/ranking.proto\x12\x13\x66\x65\x65\x64mesh.ranking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\"\x80\x02\n\x10\x42\x61tchRankRequest\x12K\n\x05items\x18\x01 \x03(\x0b\x32*.feedmesh.ranking.v1.BatchRankRequest.ItemB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05items\x1a\x9e\x01\n\x04Item\x12\x1b\n\tviewer_id\x18\x01 \x01(\x03R\x08viewerId\x12y\n\ncandidates\x18\x02 \x01(\x0c\x42Y\xbaHVz\x04\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"t\n\x11\x42\x61tchRankResponse\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32+.feedmesh.ranking.v1.BatchRankResponse.ItemR\x05items\x1a\x1c\n\x04Item\x12\x14\n\x05order\x18\x01 \x03(\rR\x05order2r\n\x0eRankingService\x12`\n\tBatchRank\x12%.feedmesh.ranking.v1.BatchRankRequest\x1a&.feedmesh.ranking.v1.BatchRankResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['candidates']._loaded_options = None
   _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['candidates']._serialized_options = b'\272HVz\004\030\210\244\001\272\001M\n\017candidates.size\022#must be a multiple of 21 bytes long\032\025this.size() % 21 == 0'
   _globals['_BATCHRANKREQUEST'].fields_by_name['items']._loaded_options = None
-  _globals['_BATCHRANKREQUEST'].fields_by_name['items']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_BATCHRANKREQUEST'].fields_by_name['items']._serialized_options = b'\272H\006\222\001\003\020\200\002'
   _globals['_RANKINGSERVICE'].methods_by_name['BatchRank']._loaded_options = None
   _globals['_RANKINGSERVICE'].methods_by_name['BatchRank']._serialized_options = b'\210\265\030\001'
   _globals['_BATCHRANKREQUEST']._serialized_start=123

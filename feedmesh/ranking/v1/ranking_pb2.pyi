@@ -53,7 +53,7 @@ class BatchRankRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRankRequest.Item]:
-        """items are the viewers, at most 1,000."""
+        """items are the viewers, at most 256."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"a\n\x13\x42\x61tchGetFeedRequest\x12J\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\x0e\xbaH\x0b\x92\x01\x08\x10\x80\x02\"\x03\xd8\x01\x03R\x05items\"\xd8\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1ay\n\x04Item\x12;\n\x04\x66\x65\x65\x64\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x04\x66\x65\x65\x64\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\x08\n\x06result*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02\x32\xe5\x01\n\x0fTimelineService\x12\x65\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\r\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"`\n\x13\x42\x61tchGetFeedRequest\x12I\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\r\xbaH\n\x92\x01\x07\x10@\"\x03\xd8\x01\x03R\x05items\"\xd8\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1ay\n\x04Item\x12;\n\x04\x66\x65\x65\x64\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x04\x66\x65\x65\x64\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\x08\n\x06result*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02\x32\xe5\x01\n\x0fTimelineService\x12\x65\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\r\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,23 +45,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFEEDRESPONSE'].fields_by_name['degraded']._loaded_options = None
   _globals['_GETFEEDRESPONSE'].fields_by_name['degraded']._serialized_options = b'\232\265\030\rFeed-Degraded'
   _globals['_BATCHGETFEEDREQUEST'].fields_by_name['items']._loaded_options = None
-  _globals['_BATCHGETFEEDREQUEST'].fields_by_name['items']._serialized_options = b'\272H\013\222\001\010\020\200\002\"\003\330\001\003'
+  _globals['_BATCHGETFEEDREQUEST'].fields_by_name['items']._serialized_options = b'\272H\n\222\001\007\020@\"\003\330\001\003'
   _globals['_TIMELINESERVICE'].methods_by_name['GetFeed']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['GetFeed']._serialized_options = b'\202\323\344\223\002\007\022\005/feed'
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._serialized_options = b'\210\265\030\001'
-  _globals['_FEEDORDER']._serialized_start=893
-  _globals['_FEEDORDER']._serialized_end=978
+  _globals['_FEEDORDER']._serialized_start=892
+  _globals['_FEEDORDER']._serialized_end=977
   _globals['_GETFEEDREQUEST']._serialized_start=210
   _globals['_GETFEEDREQUEST']._serialized_end=406
   _globals['_GETFEEDRESPONSE']._serialized_start=409
   _globals['_GETFEEDRESPONSE']._serialized_end=573
   _globals['_BATCHGETFEEDREQUEST']._serialized_start=575
-  _globals['_BATCHGETFEEDREQUEST']._serialized_end=672
-  _globals['_BATCHGETFEEDRESPONSE']._serialized_start=675
-  _globals['_BATCHGETFEEDRESPONSE']._serialized_end=891
-  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_start=770
-  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_end=891
-  _globals['_TIMELINESERVICE']._serialized_start=981
-  _globals['_TIMELINESERVICE']._serialized_end=1210
+  _globals['_BATCHGETFEEDREQUEST']._serialized_end=671
+  _globals['_BATCHGETFEEDRESPONSE']._serialized_start=674
+  _globals['_BATCHGETFEEDRESPONSE']._serialized_end=890
+  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_start=769
+  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_end=890
+  _globals['_TIMELINESERVICE']._serialized_start=980
+  _globals['_TIMELINESERVICE']._serialized_end=1209
 # @@protoc_insertion_point(module_scope)

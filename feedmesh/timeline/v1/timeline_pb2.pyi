@@ -126,7 +126,7 @@ class BatchGetFeedRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetFeedRequest]:
-        """items are the pages, at most 256."""
+        """items are the pages, at most 64, and at most 500 posts in all."""
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ CREATE TABLE followers (
     PRIMARY KEY (follower_id, following_id),
     CHECK (follower_id <> following_id)
 );
-CREATE UNIQUE INDEX followers_of ON followers (following_id, follow_id) INCLUDE (follower_id);
-CREATE UNIQUE INDEX following_of ON followers (follower_id, follow_id) INCLUDE (following_id);
+CREATE INDEX followers_of ON followers (following_id, follow_id) INCLUDE (follower_id);
+CREATE INDEX following_of ON followers (follower_id, follow_id) INCLUDE (following_id);
 
 -- Totals plus pending deltas equal the rows of followers, in every snapshot (runtime/counts.py).
 CREATE TABLE user_counts (

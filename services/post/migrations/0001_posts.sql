@@ -23,13 +23,17 @@ DECLARE
 BEGIN
     -- One maker at a time; the other then finds them made.
     PERFORM pg_advisory_xact_lock(hashtextextended('make_post_partitions', 0));
+    -- Attaching keeps writes to likes, comments and shares waiting for a moment; it is given up where that takes long.
+    PERFORM set_config('lock_timeout', '500ms', true);
     FOR month IN
         SELECT generate_series(date_trunc('month', now() AT TIME ZONE 'UTC'),
                                date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => months_ahead),
                                interval '1 month')
     LOOP
         IF to_regclass(format('posts_%s', to_char(month, 'YYYY_MM'))) IS NULL THEN
-            EXECUTE format('CREATE TABLE posts_%s PARTITION OF posts FOR VALUES FROM (%s) TO (%s)',
+            -- Made and then attached: `PARTITION OF` would stop all readers and writers while it waits for its lock.
+            EXECUTE format('CREATE TABLE posts_%s (LIKE posts INCLUDING ALL)', to_char(month, 'YYYY_MM'));
+            EXECUTE format('ALTER TABLE posts ATTACH PARTITION posts_%s FOR VALUES FROM (%s) TO (%s)',
                            to_char(month, 'YYYY_MM'),
                            id_at(month AT TIME ZONE 'UTC'),
                            id_at((month + interval '1 month') AT TIME ZONE 'UTC'));
@@ -70,7 +74,7 @@ CREATE TABLE comments (
     deleted_at timestamptz,
     PRIMARY KEY (comment_id)
 );
-CREATE INDEX comments_under ON comments (post_id, comment_id) WHERE deleted_at IS NULL;
+CREATE INDEX comments_under ON comments (post_id, comment_id);
 CREATE INDEX comments_by ON comments (user_id, comment_id) INCLUDE (author_id) WHERE deleted_at IS NULL;
 
 -- Plain shares: one per person and original. The share is a row of posts too, under share_id.
