@@ -329,27 +329,30 @@ async def test_one_replica_of_two_that_is_gone_is_not_missed() -> None:
 
 
 async def test_a_replica_that_is_stopped_fails_no_write() -> None:
-    async with running(Graph(nothing)) as first, running(Graph(nothing)) as second:
-        async with client.connect(f"{first.served.target},{second.served.target}", SERVICE) as channel:
-            stub = GraphServiceStub(channel)
-            written, stopped = 0, asyncio.Event()
+    async with (
+        running(Graph(nothing)) as first,
+        running(Graph(nothing)) as second,
+        client.connect(f"{first.served.target},{second.served.target}", SERVICE) as channel,
+    ):
+        stub = GraphServiceStub(channel)
+        written, stopped = 0, asyncio.Event()
 
-            async def write() -> None:
-                nonlocal written
-                while not stopped.is_set():
-                    await stub.CreateUser(pb.CreateUserRequest(username="ann", email="ann@example.org"))
-                    written += 1
+        async def write() -> None:
+            nonlocal written
+            while not stopped.is_set():
+                await stub.CreateUser(pb.CreateUserRequest(username="ann", email="ann@example.org"))
+                written += 1
 
-            async def many_written() -> bool:
-                return written > 300
+        async def many_written() -> bool:
+            return written > 300
 
-            writers = [asyncio.create_task(write()) for _ in range(16)]
-            await until(many_written)
-            await first.served.stop()
-            written = 0
-            await until(many_written)
-            stopped.set()
-            await asyncio.gather(*writers)
+        writers = [asyncio.create_task(write()) for _ in range(16)]
+        await until(many_written)
+        await first.served.stop()
+        written = 0
+        await until(many_written)
+        stopped.set()
+        await asyncio.gather(*writers)
 
 
 async def test_a_read_is_tried_again_where_the_service_is_unavailable_and_a_write_is_not() -> None:
