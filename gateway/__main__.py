@@ -27,7 +27,9 @@ async def serve(settings: Settings, running: process.Process) -> None:
     routes = of_contracts()
     app = App(
         [(route, route.call(channels[route.service])) for route in routes],
-        pages(openapi.document(routes), Readiness(channels), server.name(listener)),
+        pages(
+            openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
+        ),
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )

@@ -90,8 +90,7 @@ class App:
                 return template, await self._serve(route, call, path, request)
             return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
         except Error as error:
-            if error.reason == "INTERNAL" or error.reason not in problems.STATUS:
-                log.error("%s %s failed with %s: %s", request.method, template, error.reason, error.message)
+            log.log(severity(error), "%s %s: %s: %s", request.method, template, error.reason, error.message)
             return template, problems.answer(error, request.id)
         except ClientGone:
             raise
@@ -118,6 +117,13 @@ class App:
             return Answer(route.status, route.encoder(response), headers)
         finally:
             self._under_way -= 1
+
+
+def severity(error: Error) -> int:
+    """The level at which an error is logged: whose fault it is."""
+    if error.reason == "INTERNAL" or error.reason not in problems.STATUS:
+        return logging.ERROR
+    return logging.WARNING if isinstance(error, Unavailable) else logging.DEBUG
 
 
 def incoming(scope: Scope, receive: Receive) -> Request:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -19,7 +19,9 @@ Check = Callable[[health_pb2.HealthCheckRequest], Awaitable[health_pb2.HealthChe
 class Readiness:
     """Asks every part at once; callers that come meanwhile share the answer, so that probes cost the mesh little."""
 
-    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel], needed: Collection[str]) -> None:
+        """`needed` are the parts without which the gateway is not ready."""
+        self.needed = needed
         self._parts = {name: check(channel) for name, channel in channels.items()}
         self._under_way: asyncio.Task[dict[str, str]] | None = None
 

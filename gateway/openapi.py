@@ -172,9 +172,11 @@ def responses(route: Route, text: str, example: Schema | None, schemas: Schemas)
             header: {"description": comment(output.fields_by_name[name].full_name), "schema": {"type": "string"}}
             for name, header in headers.items()
         }
-    reasons = {"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL"} | set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
+    reasons = {"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", "BODY_TOO_LARGE", "REQUEST_TIMEOUT"} | set(
+        re.findall(r"[A-Z_]+", text)
+    ) & set(problems.STATUS)
     if route.transcoder.has_body:
-        reasons |= {"MALFORMED_JSON", "BODY_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"}
+        reasons |= {"MALFORMED_JSON", "UNSUPPORTED_MEDIA_TYPE"}
     if route.transcoder.headers:
         reasons |= {"REQUEST_ID_REUSED", "REQUEST_IN_PROGRESS"}
     by_status: dict[int, list[str]] = {}

@@ -114,11 +114,11 @@ def front_page(own_host: str) -> Page:
 
 
 def ready(readiness: Readiness) -> Page:
-    """200 when every part serves, else 503 with each part's state."""
+    """200 when every part serves that has routes, else 503; with each part's state. Feeds do without the others."""
 
     async def page(_host: str) -> Answer:
         parts = await readiness()
-        is_ready = all(state == SERVING for state in parts.values())
+        is_ready = all(parts[name] == SERVING for name in readiness.needed)
         body = orjson.dumps({"ready": is_ready, "parts": parts})
         return answer(body, "application/json", status=200 if is_ready else 503)
 

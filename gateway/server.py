@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 5
 """How long requests under way may take to end once the process is asked to stop."""
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays: longer than clients and proxies keep theirs, so that it is they who close it."""
 BACKLOG = 2_048
 HEAD_S = 10.0
 """How long a request's head may take to arrive."""
@@ -171,6 +173,7 @@ async def serve(app: App, listener: socket.socket, stopping: asyncio.Event) -> N
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     server = Server(settings)
 

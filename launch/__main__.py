@@ -179,7 +179,7 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
         await _unless_one_ends(children, postgres.accepting(any_dsn))
     else:
         any_dsn, dsn_of = chosen.postgres_dsn, functools.partial(_database_of, chosen.postgres_dsn)
-    called = {database.name: postgres.database_name(chosen.postgres_dsn, database.name) for database in mesh.databases}
+    called = {database.name: settings.database_name(chosen.postgres_dsn, database.name) for database in mesh.databases}
     dsns = {name: dsn_of(database) for name, database in called.items()}
     await _unless_one_ends(children, postgres.create_databases(any_dsn, called.values()))
     await _unless_one_ends(children, _migrate(mesh.databases, dsns, chosen.log_level, screen))

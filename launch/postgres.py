@@ -30,7 +30,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from launch.datadir import held
 from launch.settings import Refused
@@ -296,12 +296,6 @@ async def _any_database(dsn: str) -> psycopg.AsyncConnection:
             )
         except psycopg.OperationalError:
             raise first from None
-
-
-def database_name(dsn: str | None, name: str) -> str:
-    """What a mesh's database is called: feedmesh_<name>, or after the database that an outside `dsn` names."""
-    prefix = conninfo_to_dict(dsn)["dbname"] if dsn else "feedmesh"
-    return f"{prefix}_{name}"
 
 
 def _one_line(error: Exception) -> str:

@@ -40,6 +40,7 @@ class Process:
     calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
     cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
+    config: str = ""  # where these are declared, as module:class
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,20 @@ FEEDMESH = Mesh(
     ),
     processes=(
         Process("graph", ("-m", "services.graph"), Stage.SERVICE, grpc=True, database="graph", cursors=True,
-                settings=(*SERVER, *STORE, "FEEDMESH_MAX_FOLLOWING")),
-        Process("graph-upkeep", ("-m", "services.graph.upkeep"), Stage.WORKER, database="graph", settings=STORE),
+                settings=(*SERVER, *STORE, "FEEDMESH_MAX_FOLLOWING"), config="services.graph.config:GraphSettings"),
+        Process("graph-upkeep", ("-m", "services.graph.upkeep"), Stage.WORKER, database="graph",
+                settings=STORE, config="services.graph.config:UpkeepSettings"),
         Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", cursors=True,
-                calls=("graph",), settings=(*SERVER, *STORE)),
-        Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post", settings=STORE),
-        Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, calls=("post",), settings=SERVER),
+                calls=("graph",), settings=(*SERVER, *STORE), config="services.post.config:PostSettings"),
+        Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post",
+                settings=STORE, config="services.post.config:UpkeepSettings"),
+        Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, calls=("post",),
+                settings=SERVER, config="services.ranking.config:RankingSettings"),
         Process("timeline", ("-m", "services.timeline"), Stage.SERVICE, grpc=True, cursors=True,
-                calls=("graph", "post", "ranking"), settings=SERVER),
+                calls=("graph", "post", "ranking"), settings=SERVER,
+                config="services.timeline.config:TimelineSettings"),
         Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS")),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
+                config="gateway.config:Settings"),
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import random
 import re
 import socket
@@ -16,11 +17,13 @@ from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import TypeAdapter, ValidationError
 
 from launch.processes import Mesh, Process
 
 PREFIX = "FEEDMESH_"  # services find theirs in any case, so that is how far it is looked for here too
 HOST = "127.0.0.1"
+MAX_NAME_BYTES = 63  # of a database
 LEVELS = ("debug", "info", "warning", "error")
 OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_LOG_LEVEL")
 
@@ -64,9 +67,11 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         try:
             if not conninfo_to_dict(dsn).get("dbname"):
                 faults.append("FEEDMESH_POSTGRES_DSN names no database: the mesh's databases are named after it")
+            faults += _too_long(dsn, mesh)
         except psycopg.ProgrammingError:
             faults.append("FEEDMESH_POSTGRES_DSN is no Postgres connection string (postgresql://user@host:5432/name)")
 
+    faults += _wrong(given, mesh)
     if faults:
         raise Refused(*faults)
     return Settings(
@@ -76,6 +81,36 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         log_level=level,
         passed={name: given[name] for name in mesh.settings if name in given},
     )
+
+
+def _too_long(dsn: str, mesh: Mesh) -> list[str]:
+    """Postgres cuts longer names short, and two services would share a database."""
+    names = [database_name(dsn, database.name) for database in mesh.databases]
+    return [
+        f"FEEDMESH_POSTGRES_DSN: the database's name is too long: {name} would have more than {MAX_NAME_BYTES} bytes"
+        for name in names
+        if len(name.encode()) > MAX_NAME_BYTES
+    ][:1]
+
+
+def database_name(dsn: str | None, name: str) -> str:
+    """What a mesh's database is called: feedmesh_<name>, or after the database that an outside `dsn` names."""
+    prefix = conninfo_to_dict(dsn).get("dbname", "") if dsn else "feedmesh"
+    return f"{prefix}_{name}"
+
+
+def _wrong(given: Mapping[str, str], mesh: Mesh) -> list[str]:
+    """What the processes would say of the settings that are passed on to them, before any of them starts."""
+    faults = set()
+    for process in mesh.processes:
+        for name in set(process.settings) & given.keys() if process.config else ():
+            module, _, kind = process.config.partition(":")
+            field = getattr(importlib.import_module(module), kind).model_fields[name.removeprefix(PREFIX).lower()]
+            try:
+                TypeAdapter(field.rebuild_annotation()).validate_python(given[name])
+            except ValidationError as error:
+                faults.add(f"{name}: {error.errors()[0]['msg']}")
+    return sorted(faults)
 
 
 def _unknown(given: Iterable[str], mesh: Mesh) -> list[str]:

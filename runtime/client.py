@@ -135,7 +135,7 @@ def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
             )
         except grpc.aio.AioRpcError as exception:
             handled.labels("unary", service, name, exception.code().name).inc()
-            raise errors.from_rpc(exception) from None
+            raise errors.from_rpc(exception, service.rpartition(".")[2]) from None
         ok.inc()
         return response
 

@@ -122,7 +122,7 @@ def from_exception(exception: BaseException) -> Error | None:
     return None
 
 
-def from_status(status: status_pb2.Status) -> Error:
+def from_status(status: status_pb2.Status, service: str = "a service") -> Error:
     """The error that travelled as a status. A status that is not ours keeps its code's meaning and loses its text."""
     reason, fields = "", tuple[Violation, ...]()
     for detail in status.details:
@@ -133,19 +133,19 @@ def from_status(status: status_pb2.Status) -> Error:
             fields = tuple(Violation(v.field, v.description) for v in bad.field_violations)
     if not reason:
         if status.code in NOT_NOW:
-            return Unavailable("a service cannot be reached, is too slow or is full")
-        return Error("INTERNAL", f"a service failed with code {code_pb2.Code.Name(status.code)}")
+            return Unavailable(f"{service} cannot be reached, is too slow or is full")
+        return Error("INTERNAL", f"{service} failed with code {code_pb2.Code.Name(status.code)}")
     error = Error.__new__(KINDS.get(status.code, Error))
     Error.__init__(error, reason, status.message, fields)
     return error
 
 
-def from_rpc(exception: grpc.aio.AioRpcError) -> Error:
-    """The error that a call failed with."""
+def from_rpc(exception: grpc.aio.AioRpcError, service: str) -> Error:
+    """The error that a call to a service failed with."""
     details = [value for key, value in exception.trailing_metadata() or () if key == "grpc-status-details-bin"]
     if details and isinstance(details[0], bytes):
         return from_status(status_pb2.Status.FromString(details[0]))
-    return from_status(status_pb2.Status(code=exception.code().value[0]))
+    return from_status(status_pb2.Status(code=exception.code().value[0]), service)
 
 
 def unpacked(detail: any_pb2.Any, message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> bool:

@@ -15,19 +15,22 @@ def configure(process: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         JsonFormatter(
-            "%(levelname)s %(name)s %(message)s",
+            "%(level)s %(name)s %(message)s",
             timestamp="time",
-            rename_fields={"levelname": "level", "name": "logger"},
+            rename_fields={"name": "logger"},
             static_fields={"process": process},
         )
     )
-    handler.addFilter(add_request_id)
+    handler.addFilter(complete)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # At debug level it says for each call which loop it found.
+    logging.getLogger("grpc").setLevel(logging.INFO)
 
 
-def add_request_id(record: logging.LogRecord) -> bool:
-    """Adds `request_id` to a record that is logged while a request is served."""
+def complete(record: logging.LogRecord) -> bool:
+    """Adds `level` to a record, and `request_id` to one that is logged while a request is served."""
+    record.level = record.levelname.lower()
     if request_id := context.request_id.get():
         record.request_id = request_id
     return True

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -32,6 +32,7 @@ CONNECTION_WAIT_S = 3.0
 MAX_WAITING = 512
 """Requests that wait for a connection at once; more are answered with UNAVAILABLE at once."""
 ATTEMPTS = 5
+WATCH_S, ANSWER_S = 1.0, 3.0
 
 
 class PostgresSettings(config.Settings):
@@ -73,6 +74,26 @@ async def connect(settings: PostgresSettings) -> AsyncIterator[Pool]:
         yield pool
     finally:
         await pool.close()
+
+
+async def watch(settings: PostgresSettings, report: Callable[[bool], Awaitable[None]]) -> NoReturn:
+    """Reports every second whether the database answers, within three (a busy process is no reason to say no).
+
+    On a connection of its own: that all of the pool's are in use makes no database ill.
+    """
+    connection: Connection | None = None
+    while True:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                connection = connection or await AsyncConnection.connect(settings.postgres_dsn, autocommit=True)
+                await connection.execute("SELECT 1")
+            await report(True)
+        except (psycopg.Error, TimeoutError):
+            if connection is not None:
+                await connection.close()
+            connection = None
+            await report(False)
+        await asyncio.sleep(WATCH_S)
 
 
 async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -42,6 +42,8 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+Report = Callable[[bool], Awaitable[None]]
+"""Takes whether the services can serve."""
 Registration = Callable[[grpc.aio.Server], Any]
 """Adds one servicer, as in `lambda server: add_PostServiceServicer_to_server(servicer, server)`."""
 
@@ -51,10 +53,12 @@ async def serve(
     settings: config.ServerSettings,
     registrations: Iterable[Registration],
     services: Iterable[ServiceDescriptor],
+    watch: Callable[[Report], Awaitable[None]] | None = None,
 ) -> None:
     """Serves until the process is asked to stop, then drains for at most 5 s.
 
-    Ends the process with one clear line when the address is taken.
+    `watch` reports again and again whether what the services need is there (`postgres.watch`): while it is not, health
+    is NOT_SERVING, so that callers hear it at once. Ends the process with one clear line when the address is taken.
     """
     server = grpc.aio.server(
         interceptors=[Chain()], options=OPTIONS, maximum_concurrent_rpcs=settings.max_concurrent_rpcs
@@ -65,18 +69,25 @@ async def serve(
     for register in registrations:
         register(server)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    for name in ("", *names):
-        await healthiness.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def report(serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *names):
+            await healthiness.set(name, status)
+
+    await report(False)
     try:
         port = server.add_insecure_port(settings.grpc_address)
     except RuntimeError:
         config.fail(f"{config.PREFIX}GRPC_ADDRESS: cannot listen on {settings.grpc_address}")
     await server.start()
-    for name in ("", *names):
-        await healthiness.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await report(True)
+    watcher = asyncio.ensure_future(watch(report)) if watch else None
     log.info("serving", extra={"port": port})
     await process.stopping.wait()
     log.info("draining")
+    if watcher is not None:
+        watcher.cancel()
     await healthiness.enter_graceful_shutdown()
     await asyncio.sleep(NOTICE_S)
     await server.stop(DRAIN_S)

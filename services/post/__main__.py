@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1.post_pb2_grpc import add_PostServiceServicer_to_server
@@ -18,7 +20,13 @@ async def serve(settings: PostSettings, running: process.Process) -> None:
     async with postgres.connect(settings) as pool, client.connect(settings.graph_target, graph) as channel:
         await migrate.require(pool, "services.post")
         servicer = PostServicer(pool, People(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
-        await server.serve(running, settings, [lambda s: add_PostServiceServicer_to_server(servicer, s)], [SERVICE])
+        await server.serve(
+            running,
+            settings,
+            [lambda s: add_PostServiceServicer_to_server(servicer, s)],
+            [SERVICE],
+            watch=partial(postgres.watch, settings),
+        )
 
 
 if __name__ == "__main__":

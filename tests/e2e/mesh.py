@@ -129,6 +129,11 @@ def parent(pid: int) -> int:
         return 0
 
 
+def children(pid: int) -> list[int]:
+    """The processes that one has started."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and parent(int(name)) == pid]
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs: not gone, and not dead and unburied."""
     try:

@@ -92,6 +92,39 @@ async def test_the_feed_goes_on_without_ranking_and_says_so(fragile: Mesh) -> No
         assert time.monotonic() < end
 
 
+async def test_readiness_tells_the_truth(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+
+    async def answers(status: int) -> None:
+        end = time.monotonic() + 30
+        while (await fragile.http.get("/readyz")).status_code != status:
+            assert time.monotonic() < end, status
+            await asyncio.sleep(0.1)
+
+    pids = fragile.pids()
+    postgres = [pids["postgres"], *meshes.children(pids["postgres"])]
+    for pid in postgres:
+        os.kill(pid, signal.SIGSTOP)
+    await answers(503)
+    response = await fragile.http.get("/posts/1")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    for pid in postgres:
+        os.kill(pid, signal.SIGCONT)
+    await answers(200)
+    assert (await fragile.http.get("/posts/1")).status_code == 404
+
+    # A feed does without ranking, so the gateway is ready without it, and says what is missing.
+    os.kill(pids["services.ranking"], signal.SIGSTOP)
+    parts = {"ranking": "serving"}
+    end = time.monotonic() + 30
+    while parts["ranking"] == "serving":
+        assert time.monotonic() < end
+        response = await fragile.http.get("/readyz")
+        assert response.status_code == 200
+        parts = response.json()["parts"]
+    os.kill(pids["services.ranking"], signal.SIGCONT)
+
+
 async def test_data_survives_a_restart_of_everything(tmp_path: Path) -> None:
     with meshes.running(tmp_path) as first:
         author = await first.user("survivor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -37,9 +36,4 @@ async def test_nothing_is_left_of_a_stopped_mesh(tmp_path: Path, number: signal.
 
 def descendants(pid: int) -> list[int]:
     """All processes below one."""
-    parents = {int(name): meshes.parent(int(name)) for name in os.listdir("/proc") if name.isdigit()}
-    found, fresh = [], {pid}
-    while fresh:
-        fresh = {child for child, above in parents.items() if above in fresh}
-        found += sorted(fresh)
-    return found
+    return [found for child in meshes.children(pid) for found in (child, *descendants(child))]

@@ -184,7 +184,7 @@ class _Gateway:
         listener = server.listen("127.0.0.1", 0)
         app = App(
             [(route, route.call(self.channels[route.service])) for route in routes],
-            pages(openapi.document(routes), Readiness(self.channels), server.name(listener)),
+            pages(openapi.document(routes), Readiness(self.channels, self.channels.keys()), server.name(listener)),
             timeout_s=self.timeout_s,
             max_requests=self.max_requests,
         )

@@ -195,13 +195,13 @@ async def test_log_lines_of_a_request_carry_its_id(caplog: pytest.LogCaptureFixt
     async def say_something() -> None:
         logging.getLogger("test").warning("something")
 
-    caplog.handler.addFilter(logs.add_request_id)
+    caplog.handler.addFilter(logs.complete)
     try:
         async with running(Graph(say_something)) as here:
             context.request_id.set("the-callers-own")
             await here.stub.GetUser(SOMEBODY)
     finally:
-        caplog.handler.removeFilter(logs.add_request_id)
+        caplog.handler.removeFilter(logs.complete)
     [record] = [record for record in caplog.records if record.name == "test"]
     assert getattr(record, "request_id", None) == "the-callers-own"
 

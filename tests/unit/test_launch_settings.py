@@ -51,6 +51,19 @@ def test_a_wrong_dsn_is_not_repeated(dsn: str) -> None:
     assert "hush" not in line
 
 
+def test_settings_that_are_passed_on_are_checked_before_anything_starts() -> None:
+    given = {"FEEDMESH_MAX_FOLLOWING": "x", "FEEDMESH_POSTGRES_POOL_SIZE": "0", "FEEDMESH_REQUEST_TIMEOUT_MS": "1"}
+    with pytest.raises(Refused) as caught:
+        settings.read(given, FEEDMESH)
+    assert [line.partition(":")[0] for line in caught.value.lines] == sorted(given)
+
+
+def test_a_database_name_that_postgres_would_cut_short_is_refused() -> None:
+    settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * 57}"}, FEEDMESH)
+    with pytest.raises(Refused, match="too long"):
+        settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * 58}"}, FEEDMESH)
+
+
 def test_a_child_gets_exactly_its_own() -> None:
     chosen = settings.read({"FEEDMESH_MAX_FOLLOWING": "7", "FEEDMESH_LOG_LEVEL": "debug"}, FEEDMESH)
     servers = [process.name for process in FEEDMESH.processes if process.grpc]

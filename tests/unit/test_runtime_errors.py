@@ -129,7 +129,7 @@ def test_an_error_is_itself() -> None:
 def test_a_call_without_details_is_read_from_its_code() -> None:
     def failed(code: grpc.StatusCode) -> errors.Error:
         empty = grpc.aio.Metadata()
-        return errors.from_rpc(grpc.aio.AioRpcError(code, empty, empty, details="secret"))
+        return errors.from_rpc(grpc.aio.AioRpcError(code, empty, empty, details="secret"), "GraphService")
 
     assert isinstance(failed(grpc.StatusCode.UNAVAILABLE), errors.Unavailable)
     internal = failed(grpc.StatusCode.UNIMPLEMENTED)
