@@ -15,7 +15,7 @@ demo: .venv/installed ## load a real social graph into the mesh (starting one if
 	@exec $(BIN)/python -m bench.demo
 
 test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
-	@exec $(BIN)/python -m pytest
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## formatting, lint, types, import contracts, contracts, and that generated code is current
 	$(BIN)/ruff format --check .

@@ -54,6 +54,7 @@ async def serve(
     registrations: Iterable[Registration],
     services: Iterable[ServiceDescriptor],
     watch: Callable[[Report], Awaitable[None]] | None = None,
+    notice_s: float = NOTICE_S,
 ) -> None:
     """Serves until the process is asked to stop, then drains for at most 5 s.
 
@@ -89,5 +90,5 @@ async def serve(
     if watcher is not None:
         watcher.cancel()
     await healthiness.enter_graceful_shutdown()
-    await asyncio.sleep(NOTICE_S)
+    await asyncio.sleep(notice_s)
     await server.stop(DRAIN_S)

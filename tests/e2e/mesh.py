@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,10 @@ class Mesh:
     def pids(self) -> dict[str, int]:
         """The processes that the launcher started, by their module (`services.post`, `gateway`) or program."""
         found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and parent(int(entry.name)) == self.launcher.pid:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                module = words[words.index(b"-m") + 1].decode() if b"-m" in words else Path(os.fsdecode(words[0])).name
-                found[module] = int(entry.name)
+        for pid in children(self.launcher.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                found[words[words.index("-m") + 1] if "-m" in words else Path(words[0]).name] = pid
         return found
 
     async def user(self, username: str) -> int:

@@ -66,12 +66,13 @@ async def serving(
     *registrations: server.Registration,
     services: tuple[ServiceDescriptor, ...] = (),
     max_concurrent_rpcs: int = 1024,
+    notice_s: float = 0,
 ) -> AsyncIterator[Served]:
-    """Serves for the block with `runtime.server.serve`, on a port of its own choice."""
+    """Serves for the block with `runtime.server.serve`, on a port of its own choice. For `notice_s` see there."""
     settings = config.ServerSettings(grpc_address="127.0.0.1:0", max_concurrent_rpcs=max_concurrent_rpcs)
     running = process.Process("test")
     with announced_port() as port:
-        task = asyncio.create_task(server.serve(running, settings, registrations, services))
+        task = asyncio.create_task(server.serve(running, settings, registrations, services, notice_s=notice_s))
         port.of = task
         ends: set[asyncio.Future[Any]] = {task, port.known}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

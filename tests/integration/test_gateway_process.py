@@ -95,7 +95,7 @@ def test_every_wrong_setting_is_named() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_it_serves_warns_and_ends(host: str) -> None:
     with started(HTTP_HOST=host) as (process, origin, lines):
-        assert any(json.loads(line)["level"] == "WARNING" and "local mode" in line for line in lines)
+        assert any(json.loads(line)["level"] == "warning" and "local mode" in line for line in lines)
         assert httpx.get(f"{origin}/healthz").json() == {"alive": True}
         ready = httpx.get(f"{origin}/readyz")
         assert ready.status_code == 503

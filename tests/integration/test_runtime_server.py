@@ -85,12 +85,13 @@ class Running:
 
 
 @asynccontextmanager
-async def running(graph: Graph, max_concurrent_rpcs: int = 1024) -> AsyncIterator[Running]:
+async def running(graph: Graph, max_concurrent_rpcs: int = 1024, notice_s: float = 0) -> AsyncIterator[Running]:
     async with (
         serving(
             lambda s: add_GraphServiceServicer_to_server(graph, s),
             services=(SERVICE,),
             max_concurrent_rpcs=max_concurrent_rpcs,
+            notice_s=notice_s,
         ) as served,
         client.connect(served.target, SERVICE) as channel,
     ):
@@ -330,8 +331,8 @@ async def test_one_replica_of_two_that_is_gone_is_not_missed() -> None:
 
 async def test_a_replica_that_is_stopped_fails_no_write() -> None:
     async with (
-        running(Graph(nothing)) as first,
-        running(Graph(nothing)) as second,
+        running(Graph(nothing), notice_s=server.NOTICE_S) as first,
+        running(Graph(nothing), notice_s=server.NOTICE_S) as second,
         client.connect(f"{first.served.target},{second.served.target}", SERVICE) as channel,
     ):
         stub = GraphServiceStub(channel)
