@@ -170,19 +170,19 @@ def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[st
 def allocate(mesh: Mesh, *, taken: int) -> Addresses:
     """Free local ports for every process, all distinct and none of them `taken`. Raises Refused if there are none."""
     servers = [process.name for process in mesh.processes if process.grpc]
-    ports = iter(free_ports(len(servers) + len(mesh.processes), taken=taken))
+    ports = iter(free_ports(len(servers) + len(mesh.processes), taken=taken, ephemeral=ephemeral_range()))
     return Addresses(
         grpc={name: ((HOST, next(ports)),) for name in servers},
         metrics={process.name: (HOST, next(ports)) for process in mesh.processes},
     )
 
 
-def free_ports(count: int, *, taken: int) -> list[int]:
-    """`count` distinct ports that can be bound now, outside the kernel's ephemeral range where there is room.
+def free_ports(count: int, *, taken: int, ephemeral: tuple[int, int]) -> list[int]:
+    """`count` distinct ports that can be bound now, outside the kernel's `ephemeral` range where there is room.
 
     A port inside that range may become some outgoing connection's before the child binds it, or while it restarts.
     """
-    low, high = _ephemeral()
+    low, high = ephemeral
     outside = [port for port in range(10000, 65536) if not low <= port <= high and port != taken]
     others = [port for port in range(10000, 65536) if low <= port <= high and port != taken]
     found: list[int] = []
@@ -194,7 +194,8 @@ def free_ports(count: int, *, taken: int) -> list[int]:
     raise Refused(f"there are no {count} free local ports")
 
 
-def _ephemeral() -> tuple[int, int]:
+def ephemeral_range() -> tuple[int, int]:
+    """The ports that the kernel gives to outgoing connections, both ends included."""
     try:
         low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
         return int(low), int(high)

@@ -15,11 +15,10 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from runtime import context, errors, metrics
-from runtime.interceptors import DEFAULT_DEADLINE_S, REQUEST_ID_KEY
+from runtime.interceptors import DEFAULT_DEADLINE_S, MAX_MESSAGE_BYTES, REQUEST_ID_KEY
 
 SHAVE_S = 0.010
 """What each hop keeps of its deadline: to answer, degraded or with an error, when the hop beyond does not."""
-MAX_MESSAGE_BYTES = 32 * 2**20
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -26,6 +26,8 @@ Interceptor = Callable[[str, Call], Call]
 """Takes a method's full name (`/feedmesh.post.v1.PostService/GetPost`) and the call within; gives that around."""
 
 REQUEST_ID_KEY = "x-request-id"
+MAX_MESSAGE_BYTES = 32 * 2**20
+"""Of a request or an answer, at either end."""
 DEFAULT_DEADLINE_S = 10.0
 """For a caller that set none: no call may hold its resources for ever."""
 MAX_DEADLINE_S = 60.0

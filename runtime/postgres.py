@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -16,8 +15,6 @@ from psycopg_pool import AsyncConnectionPool
 from pydantic import Field, StringConstraints
 
 from runtime import config, metrics
-
-log = logging.getLogger(__name__)
 
 Dsn = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 """A connection string of libpq: `postgresql://user@host/database` or `host=… dbname=…`."""
@@ -32,7 +29,10 @@ CONNECTION_WAIT_S = 3.0
 MAX_WAITING = 512
 """Requests that wait for a connection at once; more are answered with UNAVAILABLE at once."""
 ATTEMPTS = 5
-WATCH_S, ANSWER_S = 1.0, 3.0
+WATCH_S = 1.0
+"""Between two looks at whether the database answers."""
+ANSWER_S = 3.0
+"""How long it may take to answer: a process that is busy is no reason to call its database ill."""
 
 
 class PostgresSettings(config.Settings):
@@ -77,7 +77,7 @@ async def connect(settings: PostgresSettings) -> AsyncIterator[Pool]:
 
 
 async def watch(settings: PostgresSettings, report: Callable[[bool], Awaitable[None]]) -> NoReturn:
-    """Reports every second whether the database answers, within three (a busy process is no reason to say no).
+    """Reports every second whether the database answers.
 
     On a connection of its own: that all of the pool's are in use makes no database ill.
     """
@@ -88,7 +88,8 @@ async def watch(settings: PostgresSettings, report: Callable[[bool], Awaitable[N
                 connection = connection or await AsyncConnection.connect(settings.postgres_dsn, autocommit=True)
                 await connection.execute("SELECT 1")
             await report(True)
-        except (psycopg.Error, TimeoutError):
+        except Exception:
+            # Whatever it was, the watch goes on: who stops looking would leave the last answer standing.
             if connection is not None:
                 await connection.close()
             connection = None

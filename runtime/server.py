@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime import config
-from runtime.interceptors import Chain
+from runtime.interceptors import MAX_MESSAGE_BYTES, Chain
 from runtime.process import Process
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ NOTICE_S = 0.2
 """How long callers have to hear that the health is NOT_SERVING and go elsewhere, before new calls are refused."""
 DRAIN_S = 5.0
 """How long calls under way may take to end once the process is asked to stop."""
-MAX_MESSAGE_BYTES = 32 * 2**20
 OPTIONS = (
     # Without this, two servers bind one port and each silently gets half of the calls.
     ("grpc.so_reuseport", 0),

@@ -72,7 +72,7 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
 
 async def get_feed(parts: Parts, relation: Relation, request: pb.GetFeedRequest) -> pb.GetFeedResponse:
     """One page. Raises InvalidArgument (INVALID_CURSOR), Unavailable."""
-    viewer = Viewer.following(request.user_id, relation.following)
+    viewer = Viewer(request.user_id, [*relation.following.tolist(), request.user_id])
     order = request.order or pb.FEED_ORDER_RANKED
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
     place: Scroll | None = scroll.unseal(parts.cursors, viewer.user_id, order, request.cursor)

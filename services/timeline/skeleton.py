@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from feedmesh.post.v1 import post_pb2
 from runtime import ids, members
 from services.timeline.scroll import Scroll
@@ -37,11 +34,6 @@ class Viewer:
 
     user_id: int
     author_ids: list[int]
-
-    @classmethod
-    def following(cls, user_id: int, following: npt.NDArray[np.int64]) -> Viewer:
-        """A person who follows these."""
-        return cls(user_id, [*following.tolist(), user_id])
 
 
 async def pull(post: PostServiceAsyncStub, viewer: Viewer, scroll: Scroll, size: int) -> tuple[Scroll, list[Entry]]:

@@ -17,18 +17,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from launch.processes import FEEDMESH
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import Mesh
 
 WRITERS = 6
-VICTIMS = (
-    "services.post",
-    "services.graph",
-    "services.timeline",
-    "services.ranking",
-    "gateway",
-    "services.post.upkeep",
-)
+VICTIMS = tuple(process.argv[-1] for process in FEEDMESH.processes)
+"""Every process of the mesh, by its module."""
 
 
 @pytest_asyncio.fixture(scope="module")

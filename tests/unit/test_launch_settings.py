@@ -107,17 +107,16 @@ def test_every_call_and_database_of_the_table_exists() -> None:
 
 
 def test_free_ports_are_distinct_and_outside_the_ephemeral_range() -> None:
-    ports = settings.free_ports(200, taken=12345)
-    low, high = settings._ephemeral()
+    low, high = settings.ephemeral_range()
+    ports = settings.free_ports(200, taken=12345, ephemeral=(low, high))
     assert len(set(ports)) == 200
     assert 12345 not in ports
     if high - low < 45_000:
         assert not any(low <= port <= high for port in ports)
 
 
-def test_free_ports_fall_back_on_the_ephemeral_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "_ephemeral", lambda: (1024, 65535))
-    assert len(settings.free_ports(3, taken=1)) == 3
+def test_free_ports_fall_back_on_the_ephemeral_range() -> None:
+    assert len(settings.free_ports(3, taken=1, ephemeral=(1024, 65535))) == 3
 
 
 def test_a_port_with_a_listener_is_taken() -> None:
