@@ -39,8 +39,6 @@ class Reply:
 
     status: int
     body: bytes
-    degraded: str = ""
-    """The `Feed-Degraded` header."""
 
     def json(self) -> Any:
         """The body's value; None where it is no JSON."""
@@ -74,7 +72,10 @@ class Failed(Exception):
 
 
 class Client:
-    """Asks one gateway. `errors` counts what went wrong by description, `retries` the attempts after a first."""
+    """Asks one mesh. `errors` counts what went wrong by description, `retries` the attempts after a first.
+
+    `degraded` counts the answers with a `Feed-Degraded` header, by what it says.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self.base = base
@@ -132,10 +133,9 @@ class Client:
             await asyncio.sleep(RECONNECT_S)  # a closed loop of refused connections would spin
             return Reply(0, f"no answer: {type(error).__name__}".encode())
         self._answered = monotonic()
-        degraded = response.headers.get("Feed-Degraded", "")
-        if degraded:
+        if degraded := response.headers.get("Feed-Degraded"):
             self.degraded[degraded] += 1
-        return Reply(response.status, content, degraded)
+        return Reply(response.status, content)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from random import Random
 import uvloop
 from rich.console import Console
 
-from bench import community, drive, load, report
+from bench import community, counters, drive, load, report, visible
 from bench.client import Client, DemoError, connect
 from bench.mesh import Mesh, find_or_start
 
@@ -90,12 +90,13 @@ async def _until_signal(console: Console, arguments: argparse.Namespace) -> int:
 
 
 async def _demo(console: Console, arguments: argparse.Namespace, hold: list[Mesh]) -> int:
-    async with find_or_start(console, hold) as mesh, connect(mesh.base, arguments.connections) as client:
+    connections = arguments.connections + visible.AT_ONCE  # so that none waits for another
+    async with find_or_start(console, hold) as mesh, connect(mesh.base, connections) as client:
         return await _unless_it_dies(mesh, client, console, arguments)
 
 
 async def _unless_it_dies(mesh: Mesh, client: Client, console: Console, arguments: argparse.Namespace) -> int:
-    work = asyncio.create_task(_load_and_drive(client, console, arguments))
+    work = asyncio.create_task(_load_and_drive(mesh, client, console, arguments))
     death = asyncio.create_task(mesh.died())
     try:
         await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,35 +116,43 @@ def _first(several: ExceptionGroup[Exception]) -> Exception:
     return _first(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def _load_and_drive(client: Client, console: Console, arguments: argparse.Namespace) -> int:
+async def _load_and_drive(mesh: Mesh, client: Client, console: Console, arguments: argparse.Namespace) -> int:
     run = secrets.token_hex(2)
     rng = Random(SEED)  # noqa: S311 - the same community every time is what it is for
     plan = community.build(community.read_edges(), rng)
     console.print(f"loading {len(plan.usernames)} people of Reed College and {len(plan.follows):,} follows")
     loaded = await load.Loader(client, console, plan, arguments.connections, run).load()
     operations = drive.script(client, plan, loaded.user_ids, rng)
-    driven = await drive.drive(
-        client, console, operations, seconds=arguments.seconds, connections=arguments.connections, run=run
-    )
-    _report(client, console, driven, arguments.connections)
-    return 1 if client.errors else 0
-
-
-def _report(client: Client, console: Console, driven: drive.Drive, connections: int) -> None:
+    addresses = mesh.metrics()
+    before = await counters.read(client, addresses)
+    async with asyncio.TaskGroup() as group:
+        driving = group.create_task(
+            drive.drive(
+                client, console, operations, seconds=arguments.seconds, connections=arguments.connections, run=run
+            )
+        )
+        probing = group.create_task(
+            visible.probe(client, plan, loaded.user_ids, rng, seconds=arguments.seconds, run=run)
+        )
+    counted = (await counters.read(client, addresses)).since(before) if addresses else None
+    driven = driving.result()
     lines = [
         "",
         *report.table(driven),
         "",
-        f"{driven.seconds:.0f} s over {connections} connections, client and mesh on one machine: {report.hardware()}.",
+        *report.facts(probing.result(), counted, client.degraded),
+        "",
+        f"{driven.seconds:.0f} s over {arguments.connections} connections, and {visible.AT_ONCE} that look for posts,"
+        f" client and mesh on one machine: {report.hardware()}.",
         f"The client itself took {100 * driven.cpu_seconds / driven.seconds:.0f} % of one core.",
     ]
-    lines += [f"{count:,} answers were degraded: {how}." for how, count in client.degraded.most_common()]
     if client.retries:
         lines.append(f"{client.retries:,} writes were tried again while loading.")
     if client.errors:
         lines += ["", f"{client.errors.total():,} errors:"]
         lines += [f"  {count:,} × {what}" for what, count in client.errors.most_common(SHOWN_ERRORS)]
     console.print("\n".join(lines))
+    return 1 if client.errors else 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ SAMPLE = 20
 """One in so many posts is looked for in its author's next feed."""
 OF_FOLLOWED = 0.9
 """The share of author pages that belong to somebody whom the viewer follows."""
+ABSENT = "the post is missing"
 TICK_S = 0.2
 
 
@@ -69,7 +70,6 @@ def script(
     everybody = range(len(user_ids))
     activity = list(accumulate(community.activity))
     popularity = list(accumulate(1 + len(theirs) for theirs in community.friends))
-    posts_url = client.url("/posts")
     homes = [client.url(f"/feed?user_id={user_id}&limit={LIMIT}") for user_id in user_ids]
     kinds = rng.choices(list(MIX), list(MIX.values()), k=size)
     viewers = rng.choices(everybody, cum_weights=activity, k=size)
@@ -85,11 +85,16 @@ def script(
                 [author] = rng.choices(everybody, cum_weights=popularity)
             author_id = user_ids[author]
             return Operation(kind, client.url(f"/users/{author_id}/posts?viewer_id={viewer_id}"), author_id)
-        _, content, media_url = words.post(rng)
-        body = orjson.dumps({"user_id": viewer_id, "content": content, "media_url": media_url})
-        return Operation(kind, posts_url, viewer_id, body, content)
+        return new_post(client, viewer_id, rng)
 
     return [operation(kind, viewer) for kind, viewer in zip(kinds, viewers, strict=True)]
+
+
+def new_post(client: Client, user_id: int, rng: Random) -> Operation:
+    """Somebody's writing of something."""
+    _, content, media_url = words.post(rng)
+    body = orjson.dumps({"user_id": user_id, "content": content, "media_url": media_url})
+    return Operation(POST, client.url("/posts"), user_id, body, content)
 
 
 async def drive(
@@ -138,13 +143,14 @@ async def _connection(
             mine.seconds.append(took)
         fault = CHECKS[kind](reply, operation)
         if fault is None and kind == POST and mine.requests % SAMPLE == 0:
-            fault = await _missing(client, operation.user_id, reply.json()["post_id"])
+            missed = await look(client, operation.user_id, reply.json()["post_id"])
+            fault = missed and f"its author's next feed: {missed}"
         if fault is not None:
             mine.errors += 1
             client.failed(f"{kind}: {fault}")
 
 
-def check_page(reply: Reply) -> tuple[list[dict[str, Any]], str | None]:
+def check_page(reply: Reply, limit: int = LIMIT) -> tuple[list[dict[str, Any]], str | None]:
     """The posts of a page, and what is wrong with it or None."""
     page = reply.json() if reply.status == 200 else None
     if not isinstance(page, dict):
@@ -152,8 +158,8 @@ def check_page(reply: Reply) -> tuple[list[dict[str, Any]], str | None]:
     posts, cursor = page.get("posts"), page.get("next_cursor", 0)
     if not isinstance(posts, list) or not (cursor is None or isinstance(cursor, str)):
         return [], "no page of posts"
-    if len(posts) > LIMIT:
-        return [], f"{len(posts)} posts on a page of {LIMIT}"
+    if len(posts) > limit:
+        return [], f"{len(posts)} posts on a page of {limit}"
     try:
         ids = {post["post_id"] for post in posts}
         whole = all(type(post["user_id"]) is int and type(post["likes"]) is int and post["username"] for post in posts)
@@ -192,12 +198,10 @@ def check_post(reply: Reply, operation: Operation) -> str | None:
 CHECKS: dict[str, Callable[[Reply, Operation], str | None]] = {HOME: check_home, AUTHOR: check_author, POST: check_post}
 
 
-async def _missing(client: Client, user_id: int, post_id: int) -> str | None:
-    """Whether a new post is absent from its author's next feed. Not counted as a request, nor measured."""
-    reply = await client.get(client.url(f"/feed?user_id={user_id}&order=latest&limit={LIMIT}"))
-    posts, fault = check_page(reply)
+async def look(client: Client, user_id: int, post_id: int, limit: int = LIMIT) -> str | None:
+    """Looks for a post in somebody's newest `limit`: ABSENT, another fault or None. Not counted as a request."""
+    reply = await client.get(client.url(f"/feed?user_id={user_id}&order=latest&limit={limit}"))
+    posts, fault = check_page(reply, limit)
     if fault is not None:
-        return f"its author's next feed: {fault}"
-    if all(post["post_id"] != post_id for post in posts):
-        return "missing from its author's next feed"
-    return None
+        return fault
+    return None if any(post["post_id"] == post_id for post in posts) else ABSENT

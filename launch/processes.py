@@ -38,6 +38,7 @@ class Process:
     http: bool = False  # takes FEEDMESH_HTTP_HOST and FEEDMESH_HTTP_PORT
     database: str | None = None  # takes FEEDMESH_POSTGRES_DSN of this one
     calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
+    redis: bool = False  # takes FEEDMESH_REDIS_URL
     cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
     config: str = ""  # where these are declared, as module:class
@@ -63,21 +64,29 @@ FEEDMESH = Mesh(
     databases=(
         Database("graph", ("-m", "runtime.migrate", "services.graph")),
         Database("post", ("-m", "runtime.migrate", "services.post")),
+        Database("timeline", ("-m", "runtime.migrate", "services.timeline")),
     ),
     processes=(
         Process("graph", ("-m", "services.graph"), Stage.SERVICE, grpc=True, database="graph", cursors=True,
                 settings=(*SERVER, *STORE, "FEEDMESH_MAX_FOLLOWING"), config="services.graph.config:GraphSettings"),
         Process("graph-upkeep", ("-m", "services.graph.upkeep"), Stage.WORKER, database="graph",
                 settings=STORE, config="services.graph.config:UpkeepSettings"),
+        Process("graph-relay", ("-m", "services.graph.relay"), Stage.WORKER, database="graph", redis=True,
+                settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="services.graph.config:RelaySettings"),
         Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", cursors=True,
                 calls=("graph",), settings=(*SERVER, *STORE), config="services.post.config:PostSettings"),
         Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post",
                 settings=STORE, config="services.post.config:UpkeepSettings"),
-        Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, calls=("post",),
+        Process("post-relay", ("-m", "services.post.relay"), Stage.WORKER, database="post", redis=True,
+                settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="services.post.config:RelaySettings"),
+        Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, redis=True, calls=("post",),
                 settings=SERVER, config="services.ranking.config:RankingSettings"),
-        Process("timeline", ("-m", "services.timeline"), Stage.SERVICE, grpc=True, cursors=True,
-                calls=("graph", "post", "ranking"), settings=SERVER,
-                config="services.timeline.config:TimelineSettings"),
+        Process("timeline", ("-m", "services.timeline"), Stage.SERVICE, grpc=True, database="timeline", redis=True,
+                cursors=True, calls=("graph", "post", "ranking"),
+                settings=(*SERVER, *STORE, "FEEDMESH_ACTIVE_DAYS"), config="services.timeline.config:TimelineSettings"),
+        Process("timeline-fanout", ("-m", "services.timeline.fanout"), Stage.WORKER, database="timeline", redis=True,
+                calls=("graph", "post"), settings=(*STORE, "FEEDMESH_PUSH_MAX_FOLLOWERS"),
+                config="services.timeline.config:FanoutSettings"),
         Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
                 settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
                 config="gateway.config:Settings"),

@@ -14,10 +14,12 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter, ValidationError
+from redis import ConnectionPool
 
 from launch.processes import Mesh, Process
 
@@ -25,7 +27,7 @@ PREFIX = "FEEDMESH_"  # services find theirs in any case, so that is how far it 
 HOST = "127.0.0.1"
 MAX_NAME_BYTES = 63  # of a database
 LEVELS = ("debug", "info", "warning", "error")
-OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_LOG_LEVEL")
+OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_REDIS_URL", "FEEDMESH_LOG_LEVEL")
 
 
 class Refused(Exception):
@@ -43,6 +45,7 @@ class Settings:
     http_port: int
     data_dir: Path  # absolute
     postgres_dsn: str | None  # None: the embedded server
+    redis_url: str | None  # likewise
     log_level: str
     passed: Mapping[str, str]  # optional settings of the services, by name
 
@@ -71,6 +74,12 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         except psycopg.ProgrammingError:
             faults.append("FEEDMESH_POSTGRES_DSN is no Postgres connection string (postgresql://user@host:5432/name)")
 
+    url = given.get("FEEDMESH_REDIS_URL")
+    if url and not _names_a_redis(url):  # it may hold a password, and is not repeated either
+        faults.append(
+            "FEEDMESH_REDIS_URL is no Redis URL (redis://user:password@host:6379/0, rediss://… or unix:///path/of/socket)"
+        )
+
     faults += _wrong(given, mesh)
     if faults:
         raise Refused(*faults)
@@ -78,9 +87,26 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         http_port=port,
         data_dir=Path(given.get("FEEDMESH_DATA_DIR", ".data")).expanduser().absolute(),
         postgres_dsn=dsn,
+        redis_url=url,
         log_level=level,
         passed={name: given[name] for name in mesh.settings if name in given},
     )
+
+
+def _names_a_redis(url: str) -> bool:
+    """Whether a Redis client takes it, and whole: clients ignore a missing host and a database that is no number."""
+    try:
+        parts = urlsplit(url)
+        ConnectionPool.from_url(url).make_connection()  # connects to nothing
+    except (ValueError, TypeError):
+        return False
+    if not url.isprintable() or not url.startswith(("redis://", "rediss://", "unix://")):
+        return False
+    if parts.scheme == "unix":
+        return not parts.hostname and len(parts.path) > 1
+    host = re.fullmatch("[A-Za-z0-9._:-]+", parts.hostname or "")
+    database = re.fullmatch("/?[0-9]{0,5}", parts.path)
+    return bool(host and database and parts.port != 0)
 
 
 def _too_long(dsn: str, mesh: Mesh) -> list[str]:
@@ -129,8 +155,9 @@ def _told(mesh: Mesh) -> set[str]:
     """Every name that the launcher itself gives to some process."""
     addresses = {process.name: ((HOST, 1),) for process in mesh.processes}
     at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
-    nothing = Settings(1, Path(), None, "info", {})
-    return {name for process in mesh.processes for name in told(process, nothing, at, "", "")} - set(OWN)
+    nothing = Settings(1, Path(), None, None, "info", {})
+    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in mesh.processes)
+    return {name for own in names for name in own} - set(OWN)
 
 
 @dataclass(frozen=True)
@@ -141,7 +168,7 @@ class Addresses:
     metrics: Mapping[str, tuple[str, int]]
 
 
-def told(process: Process, settings: Settings, at: Addresses, dsn: str, secret: str) -> dict[str, str]:
+def told(process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str) -> dict[str, str]:
     """All FEEDMESH_* variables of one process: what its row asks for and nothing else. `dsn` is its database's."""
     env = {"FEEDMESH_LOG_LEVEL": settings.log_level, "FEEDMESH_METRICS_ADDRESS": _text(at.metrics[process.name])}
     if process.grpc:
@@ -150,6 +177,8 @@ def told(process: Process, settings: Settings, at: Addresses, dsn: str, secret: 
         env |= {"FEEDMESH_HTTP_HOST": HOST, "FEEDMESH_HTTP_PORT": str(settings.http_port)}
     if process.database:
         env["FEEDMESH_POSTGRES_DSN"] = dsn
+    if process.redis:
+        env["FEEDMESH_REDIS_URL"] = redis
     if process.cursors:
         env["FEEDMESH_CURSOR_SECRET"] = secret
     for callee in process.calls:

@@ -16,6 +16,7 @@ import pytest_asyncio
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
 from launch import postgres as embedded
+from launch import valkey as embedded_valkey
 from runtime import client, postgres, upkeep
 from runtime.paging import Cursors
 from services.graph import servicer as graph
@@ -45,6 +46,13 @@ def postgres_server() -> Iterator[embedded.Server]:
 def databases(postgres_server: embedded.Server) -> Databases:
     """Databases on it."""
     return Databases(postgres_server)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[embedded_valkey.Running]:
+    """A Valkey for the session. Its contents are everybody's: a test clears or prefixes what it uses."""
+    with tempfile.TemporaryDirectory() as directory, embedded_valkey.running(Path(directory) / "data") as server:
+        yield server
 
 
 @pytest_asyncio.fixture

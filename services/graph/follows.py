@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, idempotency, ids
+from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.postgres import Connection, Pool
 from services.graph import store, users
@@ -26,6 +27,7 @@ async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> p
             if count >= max_following:
                 raise errors.Refused("FOLLOW_LIMIT", f"one may follow at most {max_following} people")
             await store.insert_edge(connection, follower_id, following_id)
+            await tell(connection, follower_id, following_id, following=True)
         return pb.FollowResponse(status=pb.FOLLOW_STATUS_FOLLOWING)
 
     return await idempotency.write(pool, request, follower_id, pb.FollowResponse, work)
@@ -36,7 +38,8 @@ async def unfollow(pool: Pool, request: pb.UnfollowRequest) -> pb.UnfollowRespon
 
     async def work(connection: Connection) -> pb.UnfollowResponse:
         await lock(connection, request.follower_id, request.following_id)
-        await store.delete_edge(connection, request.follower_id, request.following_id)
+        if await store.delete_edge(connection, request.follower_id, request.following_id):
+            await tell(connection, request.follower_id, request.following_id, following=False)
         return pb.UnfollowResponse(status=pb.FOLLOW_STATUS_NOT_FOLLOWING)
 
     return await idempotency.write(pool, request, request.follower_id, pb.UnfollowResponse, work)
@@ -48,6 +51,12 @@ async def lock(connection: Connection, follower_id: int, following_id: int) -> N
     for user_id in (follower_id, following_id):
         if user_id not in found:
             raise users.not_found(user_id)
+
+
+async def tell(connection: Connection, follower_id: int, following_id: int, *, following: bool) -> None:
+    """Writes the event of a follow or an unfollow."""
+    fact = event_pb2.FollowChanged(follower_id=follower_id, following_id=following_id, following=following)
+    await outbox.add(connection, follower_id, event_pb2.Event(follow_changed=fact))
 
 
 async def list_followers(pool: Pool, cursors: Cursors, request: pb.ListFollowersRequest) -> pb.ListFollowersResponse:
@@ -94,6 +103,42 @@ async def get_relations(pool: Pool, request: pb.BatchGetRelationsRequest) -> pb.
     found = await store.relations(pool, known)
     response = pb.BatchGetRelationsResponse()
     for item in request.items:
-        version, following_ids = found.get(item.viewer_id, (0, []))
-        response.items.add(version=version, unchanged=following_ids is None, following_ids=following_ids or ())
+        relations = found.get(item.viewer_id)
+        if relations is None:
+            response.items.add(version=0)
+        elif relations.version == known[item.viewer_id]:
+            response.items.add(version=relations.version, unchanged=True)
+        else:
+            response.items.add(
+                version=relations.version,
+                following_ids=relations.following_ids,
+                follow_ids=relations.follow_ids,
+            )
     return response
+
+
+async def list_follower_ids(pool: Pool, request: pb.BatchListFollowerIdsRequest) -> pb.BatchListFollowerIdsResponse:
+    """A page of the followers of each item's user."""
+    pages = await store.follower_ids(
+        pool, [(item.user_id, item.before_follow_id or ids.MAX_ID + 1, item.limit) for item in request.items]
+    )
+    return pb.BatchListFollowerIdsResponse(
+        items=[
+            pb.BatchListFollowerIdsResponse.Item(follower_ids=follower_ids, next_follow_id=next_follow_id)
+            for follower_ids, next_follow_id in pages
+        ]
+    )
+
+
+async def get_follower_counts(
+    pool: Pool, request: pb.BatchGetFollowerCountsRequest
+) -> pb.BatchGetFollowerCountsResponse:
+    """How many people follow each user, exactly."""
+    found = await store.follower_counts(pool, list(request.user_ids))
+    return pb.BatchGetFollowerCountsResponse(followers=[found.get(user_id, 0) for user_id in request.user_ids])
+
+
+async def list_follower_counts(pool: Pool, request: pb.ListFollowerCountsRequest) -> pb.ListFollowerCountsResponse:
+    """A page of those who have many followers, as of the last fold of counts."""
+    rows = await store.followed_by_many(pool, request.after_user_id, request.min_followers, request.limit)
+    return pb.ListFollowerCountsResponse(user_ids=[row[0] for row in rows], followers=[row[1] for row in rows])

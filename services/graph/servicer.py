@@ -48,3 +48,18 @@ class GraphServicer(graph_pb2_grpc.GraphServiceServicer):
         self, request: pb.BatchGetRelationsRequest, context: Any
     ) -> pb.BatchGetRelationsResponse:
         return await follows.get_relations(self.pool, request)
+
+    async def BatchListFollowerIds(
+        self, request: pb.BatchListFollowerIdsRequest, context: Any
+    ) -> pb.BatchListFollowerIdsResponse:
+        return await follows.list_follower_ids(self.pool, request)
+
+    async def BatchGetFollowerCounts(
+        self, request: pb.BatchGetFollowerCountsRequest, context: Any
+    ) -> pb.BatchGetFollowerCountsResponse:
+        return await follows.get_follower_counts(self.pool, request)
+
+    async def ListFollowerCounts(
+        self, request: pb.ListFollowerCountsRequest, context: Any
+    ) -> pb.ListFollowerCountsResponse:
+        return await follows.list_follower_counts(self.pool, request)

@@ -23,6 +23,16 @@ class UserRow(NamedTuple):
     following: int
 
 
+class Relations(NamedTuple):
+    """Whom a person follows."""
+
+    version: int
+    following_ids: list[int]
+    """In no order; none where the version is the known one."""
+    follow_ids: list[int]
+    """One for each of `following_ids`."""
+
+
 USER_COLUMNS = """
     u.user_id, u.username, u.email,
     coalesce(c.followers, 0) + coalesce(d.followers, 0),
@@ -94,11 +104,16 @@ async def following_state(connection: Connection, follower_id: int, following_id
 
 
 async def insert_edge(connection: Connection, follower_id: int, following_id: int) -> None:
-    """Adds the edge with its count deltas and the follower's new version. It must not be there."""
+    """Adds the edge with its count deltas and the follower's new version. It must not be there, and be locked.
+
+    A follower's follow ids rise, even where the clock steps back: who reads them may ask what came after.
+    """
     await connection.execute(
         """
         WITH edge AS (
-            INSERT INTO followers (follower_id, following_id) VALUES (%(follower)s, %(following)s)
+            INSERT INTO followers (follower_id, following_id, follow_id)
+            VALUES (%(follower)s, %(following)s, greatest(
+                next_id(), (SELECT max(follow_id) + 1 FROM followers WHERE follower_id = %(follower)s)))
         ), version AS (
             UPDATE users SET relations_version = relations_version + 1 WHERE user_id = %(follower)s
         )
@@ -108,9 +123,9 @@ async def insert_edge(connection: Connection, follower_id: int, following_id: in
     )
 
 
-async def delete_edge(connection: Connection, follower_id: int, following_id: int) -> None:
-    """Removes the edge, where it is, with its count deltas and the follower's new version."""
-    await connection.execute(
+async def delete_edge(connection: Connection, follower_id: int, following_id: int) -> bool:
+    """Removes the edge, where it is, with its count deltas and the follower's new version; whether it was there."""
+    cursor = await connection.execute(
         """
         WITH edge AS (
             DELETE FROM followers WHERE follower_id = %(follower)s AND following_id = %(following)s
@@ -123,6 +138,7 @@ async def delete_edge(connection: Connection, follower_id: int, following_id: in
         SELECT follower_id, 0, -1 FROM edge UNION ALL SELECT following_id, -1, 0 FROM edge""",
         {"follower": follower_id, "following": following_id},
     )
+    return cursor.rowcount > 0
 
 
 async def followers(pool: Pool, user_id: int, before: int, limit: int) -> list[tuple[int, UserRow]]:
@@ -151,20 +167,84 @@ async def edge_page(
     return [(row[0], UserRow(*row[1:])) for row in rows]
 
 
-async def relations(pool: Pool, known: dict[int, int]) -> dict[int, tuple[int, list[int] | None]]:
-    """By viewer, the relations' version and whom they follow; None for the latter where the version is the known one.
+async def relations(pool: Pool, known: dict[int, int]) -> dict[int, Relations]:
+    """By viewer that exists, the relations' version and, where that is not the known one, whom they follow.
 
     `known` gives a version for each viewer. One statement, so that version and edges are of one snapshot.
     """
     rows = await fetch(
         pool,
         """
-        SELECT u.user_id, u.relations_version,
-               CASE WHEN u.relations_version <> k.version THEN ARRAY(
-                   SELECT following_id FROM followers WHERE follower_id = u.user_id
-               ) END
+        SELECT u.user_id, u.relations_version, coalesce(edges.following_ids, '{}'), coalesce(edges.follow_ids, '{}')
         FROM unnest(%(viewers)s::bigint[], %(versions)s::bigint[]) AS k (viewer_id, version)
-        JOIN users u ON u.user_id = k.viewer_id""",
+        JOIN users u ON u.user_id = k.viewer_id
+        CROSS JOIN LATERAL (
+            -- Both see the rows in one order, whichever that is.
+            SELECT array_agg(following_id) AS following_ids, array_agg(follow_id) AS follow_ids
+            FROM followers WHERE follower_id = u.user_id AND u.relations_version <> k.version
+        ) edges""",
         {"viewers": list(known), "versions": list(known.values())},
     )
-    return {row[0]: (row[1], row[2]) for row in rows}
+    return {row[0]: Relations(*row[1:]) for row in rows}
+
+
+async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[tuple[list[int], int]]:
+    """Pages of followers, newest follow first, each of (user, follow ids below, limit), one for one.
+
+    Each with the id of its last follow where more come after it, or 0. One index-only scan a page.
+    """
+    rows = await fetch(
+        pool,
+        """
+        SELECT coalesce(page.follower_ids, '{}'), coalesce(page.follow_ids[item.size], 0)
+        FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::integer[])
+            WITH ORDINALITY AS item (user_id, before, size, place)
+        CROSS JOIN LATERAL (
+            SELECT array_agg(follower_id) AS follower_ids, array_agg(follow_id) AS follow_ids
+            FROM (
+                SELECT follower_id, follow_id FROM followers
+                WHERE following_id = item.user_id AND follow_id < item.before
+                -- One more than the page tells whether anything comes after it.
+                ORDER BY follow_id DESC LIMIT item.size + 1
+            ) AS edge
+        ) AS page
+        ORDER BY item.place""",
+        {
+            "users": [user_id for user_id, _, _ in pages],
+            "befores": [before for _, before, _ in pages],
+            "sizes": [size for _, _, size in pages],
+        },
+    )
+    return [
+        (found[:size], last_follow_id if len(found) > size else 0)
+        for (found, last_follow_id), (_, _, size) in zip(rows, pages, strict=True)
+    ]
+
+
+async def follower_counts(pool: Pool, user_ids: list[int]) -> dict[int, int]:
+    """How many people follow each user, totals and pending deltas; those without any may lack."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT user_id, sum(followers)::bigint FROM (
+            SELECT user_id, followers FROM user_counts WHERE user_id = ANY(%(ids)s)
+            UNION ALL
+            SELECT user_id, followers FROM user_count_deltas WHERE user_id = ANY(%(ids)s)
+        ) AS part
+        GROUP BY user_id""",
+        {"ids": user_ids},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def followed_by_many(pool: Pool, after: int, min_followers: int, limit: int) -> list[tuple[int, int]]:
+    """Users with an id above `after` and so many followers by the totals alone, by rising id; with the totals."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT user_id, followers FROM user_counts
+        WHERE user_id > %(after)s AND followers >= %(min)s
+        ORDER BY user_id LIMIT %(limit)s""",
+        {"after": after, "min": min_followers, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in rows]

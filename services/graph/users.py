@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, idempotency, ids
+from runtime import errors, idempotency, ids, outbox
 from runtime.postgres import Connection, Pool
 from services.graph import store
 
@@ -16,6 +17,7 @@ async def create_user(pool: Pool, request: pb.CreateUserRequest) -> pb.CreateUse
 
     async def work(connection: Connection) -> pb.CreateUserResponse:
         user_id = await store.insert_user(connection, request.username, request.email)
+        await outbox.add(connection, user_id, event_pb2.Event(user_created=event_pb2.UserCreated(user_id=user_id)))
         row = store.UserRow(user_id, request.username, request.email, 0, 0)
         return pb.CreateUserResponse(user=present(row, viewer_id=user_id))
 

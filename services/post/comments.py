@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import errors, idempotency, ids
+from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.postgres import Connection, Pool
 from services.post import store
@@ -18,6 +19,10 @@ async def create_comment(pool: Pool, people: People, request: pb.CreateCommentRe
     async def work(connection: Connection) -> pb.CreateCommentResponse:
         on = await target(connection, request.post_id)
         comment_id = await store.insert_comment(connection, request.user_id, on, request.content)
+        fact = event_pb2.CommentCreated(
+            comment_id=comment_id, post_id=on.post_id, author_id=on.author_id, user_id=request.user_id
+        )
+        await outbox.add(connection, on.post_id, event_pb2.Event(comment_created=fact))
         row = store.CommentRow(comment_id, on.post_id, request.user_id, on.author_id, request.content, False)
         return pb.CreateCommentResponse(comment=present(row, username))
 
@@ -53,6 +58,8 @@ async def delete_comment(pool: Pool, request: pb.DeleteCommentRequest) -> pb.Del
             raise errors.Forbidden("NOT_OWNER", "neither the comment nor the post is yours")
         if not row.deleted:
             await store.delete_comment(connection, row)
+            fact = event_pb2.CommentDeleted(comment_id=row.comment_id, post_id=row.post_id)
+            await outbox.add(connection, row.post_id, event_pb2.Event(comment_deleted=fact))
         return pb.DeleteCommentResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.DeleteCommentResponse, work)

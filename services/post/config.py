@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import config, postgres
+from runtime import config, outbox, postgres
 
 
 class PostSettings(config.ServerSettings, postgres.PostgresSettings):
@@ -16,3 +16,7 @@ class PostSettings(config.ServerSettings, postgres.PostgresSettings):
 
 class UpkeepSettings(postgres.PostgresSettings):
     """What the upkeep worker can be told."""
+
+
+class RelaySettings(outbox.RelaySettings):
+    """What the relay can be told."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import idempotency
+from runtime import idempotency, outbox
 from runtime.postgres import Connection, Pool, Reader
 from services.post import store
 from services.post.hydrate import not_found
@@ -16,7 +17,8 @@ async def like_post(pool: Pool, people: People, request: pb.LikePostRequest) -> 
 
     async def work(connection: Connection) -> pb.LikePostResponse:
         liked = await target(connection, request.post_id)
-        await store.insert_like(connection, request.user_id, liked)
+        if await store.insert_like(connection, request.user_id, liked):
+            await tell(connection, request.user_id, liked, now_liked=True)
         return pb.LikePostResponse(
             post_id=liked.post_id, liked=True, likes=await store.likes(connection, liked.post_id)
         )
@@ -30,12 +32,19 @@ async def unlike_post(pool: Pool, people: People, request: pb.UnlikePostRequest)
 
     async def work(connection: Connection) -> pb.UnlikePostResponse:
         liked = await target(connection, request.post_id)
-        await store.delete_like(connection, request.user_id, liked.post_id)
+        if await store.delete_like(connection, request.user_id, liked.post_id):
+            await tell(connection, request.user_id, liked, now_liked=False)
         return pb.UnlikePostResponse(
             post_id=liked.post_id, liked=False, likes=await store.likes(connection, liked.post_id)
         )
 
     return await idempotency.write(pool, request, request.user_id, pb.UnlikePostResponse, work)
+
+
+async def tell(connection: Connection, user_id: int, on: store.Target, *, now_liked: bool) -> None:
+    """Writes the event of a like given or taken back."""
+    fact = event_pb2.LikeChanged(post_id=on.post_id, author_id=on.author_id, user_id=user_id, liked=now_liked)
+    await outbox.add(connection, on.post_id, event_pb2.Event(like_changed=fact))
 
 
 async def target(reader: Reader, post_id: int) -> store.Target:

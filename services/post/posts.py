@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import errors, idempotency, ids
+from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.postgres import Connection, Pool
 from services.post import store
@@ -18,6 +19,7 @@ async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest)
 
     async def work(connection: Connection) -> pb.CreatePostResponse:
         post_id = await store.insert_post(connection, request.user_id, request.content, request.media_url, None)
+        await tell_created(connection, request.user_id, post_id, original_id=post_id)
         return pb.CreatePostResponse(
             post=pb.Post(
                 post_id=post_id,
@@ -35,17 +37,20 @@ async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest)
 
 async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -> pb.SharePostResponse:
     """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    await people.require(request.user_id)
+    username = await people.require(request.user_id)
     # Only for the author's name: whether the post is there is decided in the transaction, where a repeated request gets
     # its first answer even if the post is gone by now.
     seen = await store.target(pool, request.post_id)
-    names = await people.names({request.user_id} | ({seen.author_id} if seen else set()))
+    names = (await people.names({seen.author_id}) if seen else {}) | {request.user_id: username}
 
     async def work(connection: Connection) -> pb.SharePostResponse:
         original = await target(connection, request.post_id)
         if request.content.strip():
             share_id = await store.insert_post(connection, request.user_id, request.content, "", original.post_id)
             await store.add_delta(connection, original.post_id, shares=1)
+            await tell_created(
+                connection, request.user_id, share_id, original_id=share_id, shared_post_id=original.post_id
+            )
         else:
             share_id = await share_plainly(connection, request.user_id, original)
         rows = await store.posts(connection, [share_id, original.post_id])
@@ -62,10 +67,23 @@ async def share_plainly(connection: Connection, user_id: int, original: store.Ta
     """Someone's one plain share of a post: the one that there is, or a new one."""
     while True:
         # Between the two statements the share that was in the way may have been taken back: then it is made again.
-        share_id = await store.insert_plain_share(connection, user_id, original)
-        share_id = share_id or await store.plain_share(connection, user_id, original)
-        if share_id:
+        if share_id := await store.insert_plain_share(connection, user_id, original):
+            await tell_created(
+                connection, user_id, share_id, original_id=original.post_id, shared_post_id=original.post_id
+            )
             return share_id
+        if share_id := await store.plain_share(connection, user_id, original):
+            return share_id
+
+
+async def tell_created(
+    connection: Connection, author_id: int, post_id: int, *, original_id: int, shared_post_id: int = 0
+) -> None:
+    """Writes the event of a new post, share or quote."""
+    fact = event_pb2.PostCreated(
+        post_id=post_id, author_id=author_id, original_id=original_id, shared_post_id=shared_post_id
+    )
+    await outbox.add(connection, author_id, event_pb2.Event(post_created=fact))
 
 
 async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
@@ -79,6 +97,11 @@ async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePos
             raise not_found(row.post_id) if row.deleted else errors.Forbidden("NOT_OWNER", "the post is someone else's")
         if not row.deleted:
             await store.delete_post(connection, row)
+            # Of its plain shares no event tells: whoever knows them knows that they repeat this post.
+            fact = event_pb2.PostDeleted(
+                post_id=row.post_id, author_id=row.user_id, shared_post_id=row.shared_post_id or 0
+            )
+            await outbox.add(connection, row.user_id, event_pb2.Event(post_deleted=fact))
         return pb.DeletePostResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)

@@ -69,3 +69,9 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
         self, request: pb.BatchGetEngagementRequest, context: Any
     ) -> pb.BatchGetEngagementResponse:
         return await skeleton.get_engagement(self.pool, request)
+
+    async def ListEngagement(self, request: pb.ListEngagementRequest, context: Any) -> pb.ListEngagementResponse:
+        return await skeleton.list_engagement(self.pool, request)
+
+    async def ListPostCounts(self, request: pb.ListPostCountsRequest, context: Any) -> pb.ListPostCountsResponse:
+        return await skeleton.list_post_counts(self.pool, request)

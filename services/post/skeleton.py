@@ -1,11 +1,11 @@
-"""What feeds are pulled from: newest posts of many authors, who shared what, and what ranking goes by."""
+"""What feeds are made from: newest posts of many authors, who shared what, and what ranking goes by."""
 
 from __future__ import annotations
 
 import asyncio
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import members
+from runtime import ids, members
 from runtime.postgres import Pool
 from services.post import store
 
@@ -54,3 +54,21 @@ async def get_engagement(pool: Pool, request: pb.BatchGetEngagementRequest) -> p
             affinities=[weight for _, weight in affinities],
         )
     return response
+
+
+async def list_engagement(pool: Pool, request: pb.ListEngagementRequest) -> pb.ListEngagementResponse:
+    """A page of the posts that anyone ever engaged with: counts, and heat as of now."""
+    rows = await store.engaged(pool, request.before_post_id or ids.MAX_ID + 1, request.limit)
+    return pb.ListEngagementResponse(
+        post_ids=[row[0] for row in rows],
+        likes=[row[1] for row in rows],
+        comments=[row[2] for row in rows],
+        shares=[row[3] for row in rows],
+        heat=[row[4] for row in rows],
+    )
+
+
+async def list_post_counts(pool: Pool, request: pb.ListPostCountsRequest) -> pb.ListPostCountsResponse:
+    """A page of those who wrote since a moment, and how much."""
+    rows = await store.post_counts(pool, request.after_user_id, request.min_post_id, request.limit)
+    return pb.ListPostCountsResponse(user_ids=[row[0] for row in rows], posts=[row[1] for row in rows])

@@ -164,9 +164,9 @@ async def target(reader: Reader, post_id: int) -> Target | None:
     return Target(*rows[0]) if rows else None
 
 
-async def insert_like(connection: Connection, user_id: int, liked: Target) -> None:
-    """Adds a like with its count delta, unless there is one."""
-    await connection.execute(
+async def insert_like(connection: Connection, user_id: int, liked: Target) -> bool:
+    """Adds a like with its count delta, unless there is one; whether it did."""
+    cursor = await connection.execute(
         """
         WITH new AS (
             INSERT INTO likes (user_id, post_id, author_id) VALUES (%s, %s, %s)
@@ -175,16 +175,18 @@ async def insert_like(connection: Connection, user_id: int, liked: Target) -> No
         INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, 1 FROM new""",
         (user_id, liked.post_id, liked.author_id),
     )
+    return cursor.rowcount > 0
 
 
-async def delete_like(connection: Connection, user_id: int, post_id: int) -> None:
-    """Removes a like with its count delta, where there is one."""
-    await connection.execute(
+async def delete_like(connection: Connection, user_id: int, post_id: int) -> bool:
+    """Removes a like with its count delta, where there is one; whether it did."""
+    cursor = await connection.execute(
         """
         WITH gone AS (DELETE FROM likes WHERE post_id = %s AND user_id = %s RETURNING post_id)
         INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone""",
         (post_id, user_id),
     )
+    return cursor.rowcount > 0
 
 
 async def likes(connection: Connection, post_id: int) -> int:
@@ -379,6 +381,45 @@ async def engagement(pool: Pool, post_ids: Iterable[int]) -> dict[int, tuple[int
         pool, f"SELECT post_id, likes, comments, shares, heat::float8 FROM ({COUNTED}) c", {"ids": list(post_ids)}
     )
     return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+
+
+async def engaged(pool: Pool, before: int, limit: int) -> list[tuple[int, int, int, int, float]]:
+    """Posts with an id below `before` that anyone ever engaged with, newest first: as `engagement`, with the id.
+
+    What is among the newest of both tables is among the newest of the table that holds it: so a page of each suffices,
+    and neither scan reads more.
+    """
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT post_id, sum(likes)::bigint, sum(comments)::bigint, sum(shares)::bigint, greatest(0, sum(heat))::float8
+        FROM (
+            (SELECT post_id, likes, comments, shares, {DECAYED_HEAT.format(table="")} AS heat
+             FROM post_counts WHERE post_id < %(before)s ORDER BY post_id DESC LIMIT %(limit)s)
+            UNION ALL
+            (SELECT post_id, sum(likes), sum(comments), sum(shares), sum({POST_COUNTS.decayed})
+             FROM post_count_deltas WHERE post_id < %(before)s GROUP BY post_id ORDER BY post_id DESC LIMIT %(limit)s)
+        ) AS part
+        GROUP BY post_id ORDER BY post_id DESC LIMIT %(limit)s""",
+        {"before": before, "limit": limit},
+    )
+    return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
+
+
+async def post_counts(pool: Pool, after: int, min_post_id: int, limit: int) -> list[tuple[int, int]]:
+    """Authors with an id above `after`, by rising id, with how many posts of at least `min_post_id` each has.
+
+    Plain shares of a deleted original count until upkeep takes them away.
+    """
+    rows = await fetch(
+        pool,
+        """
+        SELECT user_id, count(*) FROM posts
+        WHERE user_id > %(after)s AND post_id >= %(min)s AND deleted_at IS NULL
+        GROUP BY user_id ORDER BY user_id LIMIT %(limit)s""",
+        {"after": after, "min": min_post_id, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tuple[int, float]]]:

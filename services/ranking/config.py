@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from runtime import config
+from runtime import config, redis
 
 
-class RankingSettings(config.ServerSettings):
+class RankingSettings(config.ServerSettings, redis.RedisSettings):
     """What the server can be told."""
 
     post_target: config.Target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,16 +12,24 @@ from runtime import members
 from runtime.clock import Clock
 from services.ranking.features import gather
 from services.ranking.formula import score
+from services.ranking.memory import Memory
 
 if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
 
 
-async def rank(post: PostServiceAsyncStub, clock: Clock, request: pb.BatchRankRequest) -> pb.BatchRankResponse:
+async def rank(
+    post: PostServiceAsyncStub, clock: Clock, memory: Memory, request: pb.BatchRankRequest
+) -> pb.BatchRankResponse:
     """The order of each item's candidates, best first; of equals the newer first. Raises Unavailable."""
-    viewers = [(item.viewer_id, members.unpack(item.candidates)) for item in request.items]
-    response = pb.BatchRankResponse()
-    for (_, candidates), features in zip(viewers, await gather(post, clock, viewers), strict=True):
-        # lexsort sorts by its last key first.
-        response.items.add(order=np.lexsort((-candidates[:, 0], -score(features))).tolist())
-    return response
+    # All viewers' candidates as one array: a step of numpy costs much the same for one viewer as for many.
+    candidates = members.unpack(b"".join(item.candidates for item in request.items))
+    counts = [len(item.candidates) // members.MEMBER_BYTES for item in request.items]
+    parts = [slice(*bounds) for bounds in itertools.pairwise(itertools.accumulate(counts, initial=0))]
+    viewers = [(item.viewer_id, part) for item, part in zip(request.items, parts, strict=True)]
+    features = await gather(post, clock, memory, viewers, candidates)
+    # lexsort sorts by its last key first, so each viewer's stay in their part.
+    order = np.lexsort((-candidates[:, 0], -score(features), np.repeat(np.arange(len(parts)), counts)))
+    return pb.BatchRankResponse(
+        items=[pb.BatchRankResponse.Item(order=(order[part] - part.start).tolist()) for part in parts]
+    )

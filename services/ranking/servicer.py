@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feedmesh.ranking.v1 import ranking_pb2 as pb
 from feedmesh.ranking.v1 import ranking_pb2_grpc
 from runtime.clock import Clock
+from services.ranking.memory import Memory
 from services.ranking.rank import rank
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RankingService"]
 
 @dataclass(frozen=True)
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """RankingService on the engagement that the post service knows."""
+    """RankingService on what it remembers, and otherwise on what the post service knows."""
 
     post: PostServiceAsyncStub
     clock: Clock
+    memory: Memory = field(default_factory=Memory)
+    """Without one, all is asked of the post service."""
 
     async def BatchRank(self, request: pb.BatchRankRequest, context: Any) -> pb.BatchRankResponse:
-        return await rank(self.post, self.clock, request)
+        return await rank(self.post, self.clock, self.memory, request)

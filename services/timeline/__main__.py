@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
@@ -9,28 +11,55 @@ from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
 from feedmesh.timeline.v1.timeline_pb2_grpc import add_TimelineServiceServicer_to_server
-from runtime import client, config, process, server
+from runtime import client, config, migrate, postgres, process, redis, server
 from runtime.paging import Cursors
+from services.timeline.authors import Authors
 from services.timeline.config import TimelineSettings
+from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
+from services.timeline.modes import Modes
 from services.timeline.relations import Relations
 from services.timeline.servicer import SERVICE, TimelineServicer
+from services.timeline.skeleton import Sources
+from services.timeline.timelines import Timelines
+
+DAY_S = 86_400
 
 
 async def serve(settings: TimelineSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
     async with (
+        postgres.connect(settings) as pool,
+        redis.connect(settings) as probe,
         client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
         client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
         client.connect(
             settings.ranking_target, ranking_pb2.DESCRIPTOR.services_by_name["RankingService"]
         ) as ranking_channel,
     ):
-        graph = GraphServiceStub(graph_channel)
-        post, ranking = PostServiceStub(post_channel), RankingServiceStub(ranking_channel)
-        parts = Parts(Relations(graph), Cursors(settings.cursor_secret), graph, post, ranking)
-        servicer = TimelineServicer(parts)
-        await server.serve(running, settings, [lambda s: add_TimelineServiceServicer_to_server(servicer, s)], [SERVICE])
+        await migrate.require(pool, "services.timeline")
+        await redis.require_fit(probe)
+        guard = Guard(pool, probe)
+        await guard.look()
+        async with redis.connect(settings, on_connect=guard.admit) as stores:
+            graph, post = GraphServiceStub(graph_channel), PostServiceStub(post_channel)
+            timelines = Timelines(stores, int(settings.active_days * DAY_S))
+            sources = Sources(post, guard, timelines, Authors(timelines, post), Modes(pool))
+            parts = Parts(
+                Relations(graph),
+                Cursors(settings.cursor_secret),
+                sources,
+                graph,
+                post,
+                RankingServiceStub(ranking_channel),
+            )
+            servicer = TimelineServicer(parts)
+            await asyncio.gather(
+                running.every(LOOK_S, "look_at_redis", guard.look),
+                server.serve(
+                    running, settings, [lambda s: add_TimelineServiceServicer_to_server(servicer, s)], [SERVICE]
+                ),
+            )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from runtime import config
+from pydantic import Field
+
+from runtime import config, postgres, redis
 
 
-class TimelineSettings(config.ServerSettings):
+class TimelineSettings(config.ServerSettings, postgres.PostgresSettings, redis.RedisSettings):
     """What the server can be told."""
 
     cursor_secret: config.Secret
@@ -16,3 +18,16 @@ class TimelineSettings(config.ServerSettings):
     """Where the post service is."""
     ranking_target: config.Target
     """Where the ranking service is."""
+    active_days: float = Field(default=14, gt=0, le=365)
+    """How long somebody who does not read stays active, that is, is pushed to."""
+
+
+class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
+    """What the fan-out worker and the operator's commands can be told."""
+
+    graph_target: config.Target
+    """Where the graph service is."""
+    post_target: config.Target
+    """Where the post service is."""
+    push_max_followers: int = Field(default=10_000, ge=0, le=1_000_000_000)
+    """Up to how many followers an author's posts are pushed; above it they are pulled. See the command `limit` too."""

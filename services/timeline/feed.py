@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
@@ -18,9 +20,10 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import errors, members, validation
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from services.timeline import metrics, scroll
-from services.timeline.relations import Relation, Relations
+from services.timeline.epoch import UnusableError
+from services.timeline.relations import Relations
 from services.timeline.scroll import Scroll
-from services.timeline.skeleton import WINDOW, Entry, Viewer, list_sharers, pull
+from services.timeline.skeleton import WINDOW, Entry, Held, Sources, Viewer, hold, list_sharers, window
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -33,7 +36,9 @@ MAX_WINDOWS = 10
 """Windows that one page is made from at the most; then it is short, with a cursor."""
 RANKING_TIMEOUT_S = 0.5
 """How long a page waits for its ranking before it is served newest first."""
-RANKING = "ranking"
+MAX_SHARERS = 20
+"""Sharers of one post that the post service tells."""
+RANKING, REDIS, GRAPH = "ranking", "redis", "graph"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Parts:
 
     relations: Relations
     cursors: Cursors
+    sources: Sources
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
     ranking: RankingServiceAsyncStub
@@ -55,45 +61,68 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
         if violations := validation.violations(request):
             wrong[at] = errors.InvalidArgument(*violations)
     viewers = {request.user_id for at, request in enumerate(requests) if at not in wrong}
-    relations = await parts.relations.of(sorted(viewers)) if viewers else {}
+    relations, kept = await parts.relations.of(sorted(viewers)) if viewers else ({}, False)
 
     async def one(at: int, request: pb.GetFeedRequest) -> pb.GetFeedResponse | errors.Error:
         if at in wrong:
             return wrong[at]
-        if request.user_id not in relations:
+        relation = relations.get(request.user_id)
+        if relation is None and kept:
+            return errors.Unavailable("the graph cannot be reached")
+        if relation is None:
             return errors.NotFound("USER_NOT_FOUND", f"there is no user {request.user_id}")
+        response = pb.GetFeedResponse()
+        if kept:
+            degrade(response, GRAPH, "the graph cannot be reached")
         try:
-            return await get_feed(parts, relations[request.user_id], request)
+            await fill_page(parts, Viewer(request.user_id, relation), request, response)
         except errors.Error as error:
             return error
+        return response
 
     return await asyncio.gather(*(one(at, request) for at, request in enumerate(requests)))
 
 
-async def get_feed(parts: Parts, relation: Relation, request: pb.GetFeedRequest) -> pb.GetFeedResponse:
-    """One page. Raises InvalidArgument (INVALID_CURSOR), Unavailable."""
-    viewer = Viewer(request.user_id, [*relation.following.tolist(), request.user_id])
+async def fill_page(parts: Parts, viewer: Viewer, request: pb.GetFeedRequest, response: pb.GetFeedResponse) -> None:
+    """Fills one page. Raises InvalidArgument (INVALID_CURSOR), Unavailable."""
     order = request.order or pb.FEED_ORDER_RANKED
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
     place: Scroll | None = scroll.unseal(parts.cursors, viewer.user_id, order, request.cursor)
-    response = pb.GetFeedResponse()
+    held = await held_or_none(parts.sources, viewer, response)
     windows = 0
     while place is not None and len(response.posts) < limit and windows < MAX_WINDOWS:
         windows += 1
-        place, entries = await pull(parts.post, viewer, place, parts.window)
+        place, entries = await window(parts.post, viewer, held, place, parts.window)
         rest = unshown(place, entries)
         if order == pb.FEED_ORDER_RANKED:
             rest = await ranked(parts.ranking, viewer.user_id, rest, response)
         while rest and (room := limit - len(response.posts)):
-            taken, rest = [entry.post_id for entry in rest[:room]], rest[room:]
-            response.posts.extend(await hydrated(parts, viewer, place.bound, taken))
-            place = place.showing(taken)
+            posts, shown, rest = await hydrated(parts, viewer, place, rest, room, response)
+            response.posts.extend(posts)
+            place = place.showing(shown)
+            if order == pb.FEED_ORDER_LATEST:
+                rest.sort(reverse=True)
         if not rest or len(place.shown) >= scroll.MAX_SHOWN:
             place = place.past_window()
     metrics.FEED_WINDOWS.observe(windows)
     if place is not None:
         response.next_cursor = scroll.seal(parts.cursors, viewer.user_id, order, place)
-    return response
+
+
+async def held_or_none(sources: Sources, viewer: Viewer, response: pb.GetFeedResponse) -> Held | None:
+    """What Redis holds for a viewer; None, with the response marked, when it cannot be used."""
+    try:
+        return await hold(sources, viewer)
+    except (UnusableError, RedisError, OSError) as error:
+        degrade(response, REDIS, f"{type(error).__name__}: {error}")
+        return None
+
+
+def degrade(response: pb.GetFeedResponse, part: str, why: str) -> None:
+    """Marks a page as made without a part of the mesh, and counts it."""
+    log.debug("a feed is served without %s: %s", part, why)
+    metrics.FEED_DEGRADED.labels(part).inc()
+    response.degraded.append(part)
 
 
 def unshown(place: Scroll, entries: list[Entry]) -> list[Entry]:
@@ -116,31 +145,83 @@ async def ranked(
     except errors.Error as error:
         level = logging.WARNING if isinstance(error, errors.Unavailable) else logging.ERROR
         log.log(level, "feed is served newest first: %s", error.message)
-        metrics.FEED_DEGRADED.labels(RANKING).inc()
-        response.degraded.append(RANKING)
+        degrade(response, RANKING, error.message)
         return entries
     return [entries[at] for at in answer.items[0].order]
 
 
-async def hydrated(parts: Parts, viewer: Viewer, bound: int, post_ids: Sequence[int]) -> Iterable[post_pb2.Post]:
-    """The posts as the viewer sees them, in order, with their sharers; those gone meanwhile left out."""
+async def hydrated(
+    parts: Parts, viewer: Viewer, place: Scroll, entries: list[Entry], room: int, response: pb.GetFeedResponse
+) -> tuple[list[post_pb2.Post], list[int], list[Entry]]:
+    """The first `room` entries as the viewer sees them, with their sharers; those gone meanwhile left out.
+
+    Gives the posts, the ids that need not be looked at again, and the entries that are left. A list may still hold a
+    share that was taken back; then the post's place is another. The page is cut there and goes on in the right order.
+    """
+    taken = entries[:room]
+    post_ids = [entry.post_id for entry in taken]
     request = post_pb2.BatchGetPostsRequest()
     request.items.add(viewer_id=viewer.user_id, post_ids=post_ids)
     answer, shares = await asyncio.gather(
-        parts.post.BatchGetPosts(request), list_sharers(parts.post, viewer, bound, post_ids)
+        parts.post.BatchGetPosts(request), list_sharers(parts.post, viewer, place.bound, post_ids)
     )
-    posts = answer.items[0].posts
-    metrics.FEED_DROPPED.labels("gone").inc(len(post_ids) - len(posts))
-    names = await usernames(parts.graph, set(shares[:, 1].tolist()))
-    for post in posts:
-        for sharer_id in shares[shares[:, 2] == post.post_id, 1].tolist():
-            post.shared_by.add(user_id=sharer_id, username=names.get(sharer_id, ""))
-    return posts
+    found = {post.post_id: post for post in answer.items[0].posts}
+    posts: list[post_pb2.Post] = []
+    shown: list[int] = []
+    for at, entry in enumerate(taken):
+        post = found.get(entry.post_id)
+        if post is None:
+            metrics.FEED_DROPPED.labels("gone").inc()
+        else:
+            own = shares[shares[:, 2] == entry.post_id]
+            right = placed(viewer, entry, post.user_id, own)
+            if right != entry:
+                metrics.FEED_DROPPED.labels("unshared").inc()
+                here = [right] if right is not None and right.position >= (place.low or 0) else []
+                entries = [*here, *entries[at + 1 :]]
+                break
+            for sharer_id in own[:, 1].tolist():
+                post.shared_by.add(user_id=sharer_id)
+            posts.append(post)
+        shown.append(entry.post_id)
+    else:
+        entries = entries[room:]
+    await name_sharers(parts.graph, posts, response)
+    return posts, shown, entries
+
+
+def placed(viewer: Viewer, entry: Entry, author_id: int, shares: members.Members) -> Entry | None:
+    """Where an entry belongs by the shares that there are (newest first, at most 20); None for nowhere."""
+    if entry.position == entry.post_id or entry.position in shares[:, 0]:
+        return entry
+    if len(shares) == MAX_SHARERS and shares[-1, 0] > entry.position:
+        return entry  # there are more than are told
+    for share_id, sharer_id, _ in shares.tolist():
+        if share_id < entry.position:
+            return Entry(share_id, sharer_id, entry.post_id)
+    if len(shares):
+        return entry  # shared anew, later: it stands where it was met
+    return Entry(entry.post_id, author_id, entry.post_id) if author_id in viewer.author_ids else None
+
+
+async def name_sharers(
+    graph: GraphServiceAsyncStub, posts: Sequence[post_pb2.Post], response: pb.GetFeedResponse
+) -> None:
+    """Fills in the names of sharers; leaves them "", with the response marked, when the graph cannot be reached."""
+    sharers = [sharer for post in posts for sharer in post.shared_by]
+    if not sharers:
+        return
+    try:
+        names = await usernames(graph, {sharer.user_id for sharer in sharers})
+    except errors.Unavailable as error:
+        if GRAPH not in response.degraded:
+            degrade(response, GRAPH, error.message)
+        return
+    for sharer in sharers:
+        sharer.username = names.get(sharer.user_id, "")
 
 
 async def usernames(graph: GraphServiceAsyncStub, user_ids: set[int]) -> dict[int, str]:
     """Names by id of those people that exist. Raises Unavailable."""
-    if not user_ids:
-        return {}
     response = await graph.BatchGetUsers(graph_pb2.BatchGetUsersRequest(user_ids=user_ids))
     return {user.user_id: user.username for user in response.users}

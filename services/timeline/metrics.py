@@ -7,3 +7,17 @@ from prometheus_client import Counter, Histogram
 FEED_DEGRADED = Counter("feedmesh_feed_degraded_total", "Pages served without a part of the mesh, by part.", ["part"])
 FEED_DROPPED = Counter("feedmesh_feed_dropped_total", "Candidates left out of a page, by the reason.", ["reason"])
 FEED_WINDOWS = Histogram("feedmesh_feed_windows", "Windows that one page was made from.", buckets=(1, 2, 3, 5, 10))
+HELD_ROWS = Counter(
+    "feedmesh_feed_rows_total", "Candidates read for feeds, by where from: home, authors, postgres.", ["source"]
+)
+TIMELINE_BUILDS = Counter(
+    "feedmesh_timeline_builds_total",
+    "Home timelines built or completed by a read: built, lost (gone before it was filled), merged (a new followee).",
+    ["outcome"],
+)
+DELIVERIES = Counter("feedmesh_deliveries_total", "Posts pushed into home timelines that are there.")
+DELIVERIES_TRIED = Counter(
+    "feedmesh_deliveries_tried_total", "Followers whom a post was to be pushed to, active or not."
+)
+FANOUT_POSTS = Counter("feedmesh_fanout_posts_total", "Posts fanned out, by the author's mode.", ["mode"])
+MODE_CHANGES = Counter("feedmesh_author_mode_changes_total", "Authors that began to change their mode.", ["change"])

@@ -73,6 +73,30 @@ async def relations(graph: GraphService, *items: tuple[int, int]) -> list[pb.Bat
     return list((await graph.stub.BatchGetRelations(request)).items)
 
 
+async def follower_pages(graph: GraphService, *items: tuple[int, int, int]) -> list[tuple[list[int], int]]:
+    """Pages of followers for each (user, before, limit): the followers, and where the next page begins."""
+    request = pb.BatchListFollowerIdsRequest(
+        items=[
+            pb.BatchListFollowerIdsRequest.Item(user_id=user_id, before_follow_id=before, limit=limit)
+            for user_id, before, limit in items
+        ]
+    )
+    answers = (await graph.stub.BatchListFollowerIds(request)).items
+    return [(list(answer.follower_ids), answer.next_follow_id) for answer in answers]
+
+
+async def follower_counts(graph: GraphService, *user_ids: int) -> list[int]:
+    request = pb.BatchGetFollowerCountsRequest(user_ids=user_ids)
+    return list((await graph.stub.BatchGetFollowerCounts(request)).followers)
+
+
+async def followed_by_many(graph: GraphService, least: int, after: int = 0, limit: int = 10_000) -> dict[int, int]:
+    request = pb.ListFollowerCountsRequest(after_user_id=after, min_followers=least, limit=limit)
+    response = await graph.stub.ListFollowerCounts(request)
+    assert list(response.user_ids) == sorted(set(response.user_ids))
+    return dict(zip(response.user_ids, response.followers, strict=True))
+
+
 # CreateUser and GetUser.
 
 
@@ -215,6 +239,18 @@ async def test_a_batch_has_a_bound(graph: GraphService) -> None:
         await relations(graph, *[(1, 0)] * 201)
     with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "user_ids"):
         await graph.stub.BatchGetUsers(pb.BatchGetUsersRequest(user_ids=[1] * 10_001))
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "items"):
+        await follower_pages(graph, *[(1, 0, 1)] * 65)
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "user_ids"):
+        await follower_counts(graph, *[1] * 1_001)
+    for limit in (0, 10_001, -1):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "items[1].limit"):
+            await follower_pages(graph, (1, 0, 1), (1, 0, limit))
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "limit"):
+            await followed_by_many(graph, 1, limit=limit)
+    for least in (0, -1):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "min_followers"):
+            await followed_by_many(graph, least)
 
 
 async def test_a_batch_that_is_wrong_in_every_item_is_answered_with_some_of_them(graph: GraphService) -> None:
@@ -455,6 +491,7 @@ async def test_relations_are_answered_only_when_they_have_changed(graph: GraphSe
         [changed] = await relations(graph, (ann, version))
         assert (changed.version > version, changed.unchanged) == (True, False)
         assert sorted(changed.following_ids) == sorted(expected)
+        assert len(changed.follow_ids) == len(expected)
         version = changed.version
         [same] = await relations(graph, (ann, version))
         assert same == pb.BatchGetRelationsResponse.Item(version=version, unchanged=True)
@@ -494,3 +531,101 @@ async def test_a_viewer_may_be_asked_for_twice(graph: GraphService) -> None:
         for version, item in zip(versions, await relations(graph, *((ann, v) for v in versions)), strict=True):
             # Whoever knows the version may be given the whole again; who does not know it must be.
             assert item == whole or (item == unchanged and version == whole.version)
+
+
+async def test_the_later_of_a_viewers_follows_has_the_higher_id(graph: GraphService) -> None:
+    ann, *others = await join_all(graph, 9)
+    for other in others:
+        await follow(graph, ann, other)
+    for other in others[2:4]:
+        await unfollow(graph, ann, other)
+        await follow(graph, ann, other)
+    expected = [*others[:2], *others[4:], *others[2:4]]
+    [item] = await relations(graph, (ann, 0))
+    follows = dict(zip(item.following_ids, item.follow_ids, strict=True))
+    assert sorted(follows, key=lambda other: follows[other]) == expected
+    assert len(set(follows.values())) == len(expected)
+    await follow(graph, others[0], ann)
+    assert await relations(graph, (ann, 0)) == [item], "another's follow is none of these"
+
+
+# What fan-out goes by.
+
+
+async def test_followers_are_paged_newest_follow_first_each_item_for_itself(graph: GraphService) -> None:
+    star, other, *people = await join_all(graph, 9)
+    for user_id in people:
+        await follow(graph, user_id, star)
+    for user_id in people[:2]:
+        await follow(graph, user_id, other)
+    await follow(graph, star, other)
+    newest = people[::-1]
+    [(first, place), *others] = await follower_pages(
+        graph, (star, 0, 3), (other, 0, 3), (NOBODY, 0, 5), (star, 0, 10_000), (star, 0, 7), (0, 0, 1), (-1, 0, 1)
+    )
+    assert first == newest[:3]
+    assert others == [([star, people[1], people[0]], 0), ([], 0), (newest, 0), (newest, 0), ([], 0), ([], 0)]
+    [(second, next_place), again, (head, _)] = await follower_pages(
+        graph, (star, place, 3), (star, place, 4), (star, 0, 1)
+    )
+    assert (second, again, head) == (newest[3:6], (newest[3:], 0), newest[:1])
+    assert 0 < next_place < place
+    assert await follower_pages(graph, (star, next_place, 1)) == [(newest[6:], 0)]
+    assert await follower_pages(graph, (star, 1, 5), (star, -1, 5)) == [([], 0), ([], 0)]
+    assert await follower_pages(graph) == []
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 100])
+async def test_whoever_followed_before_the_first_page_and_still_does_is_on_one(graph: GraphService, limit: int) -> None:
+    star, *people = await join_all(graph, 12)
+    for user_id in people:
+        await follow(graph, user_id, star)
+    leaving = iter(people[::3])
+    stayed = {user_id for n, user_id in enumerate(people) if n % 3}
+    seen: list[int] = []
+    place = 0
+    while True:
+        [(page, place)] = await follower_pages(graph, (star, place, limit))
+        seen += page
+        if not place:
+            break
+        assert len(page) == limit
+        await follow(graph, await join(graph), star)
+        if gone := next(leaving, None):
+            await unfollow(graph, gone, star)
+    assert len(seen) == len(set(seen))
+    assert stayed <= set(seen) <= set(people)
+
+
+async def test_counts_of_followers_are_exact_at_once(graph: GraphService) -> None:
+    star, ann, bob = await join_all(graph, 3)
+    await follow(graph, ann, star)
+    for _ in range(2):
+        await follow(graph, bob, star)
+        await follow(graph, star, ann)
+        assert await follower_counts(graph, ann, star, NOBODY, bob, star, 0, -1) == [1, 2, 0, 0, 2, 0, 0]
+        await graph.upkeep()
+        assert await follower_counts(graph, ann, star, NOBODY, bob, star, 0, -1) == [1, 2, 0, 0, 2, 0, 0]
+        await unfollow(graph, bob, star)
+        assert await follower_counts(graph, star) == [1]
+    assert await follower_counts(graph) == []
+
+
+async def test_those_with_many_followers_are_paged_by_id(graph: GraphService) -> None:
+    people = await join_all(graph, 7)
+    # The first has 0 followers, the second 1, and so on.
+    for n, star in enumerate(people):
+        for user_id in people[:n]:
+            await follow(graph, user_id, star)
+    await follow(graph, people[1], people[0])
+    await unfollow(graph, people[1], people[0])
+    await graph.upkeep()
+    expected = {star: n for n, star in enumerate(people)}
+    for least in (1, 3, 6):
+        assert await followed_by_many(graph, least) == {s: n for s, n in expected.items() if n >= least}
+    assert await followed_by_many(graph, 7) == {}
+    order = sorted(star for star, n in expected.items() if n >= 2)
+    found: list[int] = []
+    while len(page := await followed_by_many(graph, 2, after=found[-1] if found else 0, limit=2)) == 2:
+        found += page
+    assert [*found, *page] == order

@@ -129,6 +129,24 @@ async def engagement(
     return answer
 
 
+Row5 = tuple[int, int, int, int, float]
+
+
+async def engaged(service: PostService, before: int = 0, limit: int = 10_000) -> list[Row5]:
+    """Post, likes, comments, shares and heat of a page of engaged posts."""
+    page = await service.stub.ListEngagement(pb.ListEngagementRequest(before_post_id=before, limit=limit))
+    return list(zip(page.post_ids, page.likes, page.comments, page.shares, page.heat, strict=True))
+
+
+async def post_counts(
+    service: PostService, min_post_id: int = 0, after: int = 0, limit: int = 10_000
+) -> list[tuple[int, int]]:
+    """Authors with how much they wrote."""
+    request = pb.ListPostCountsRequest(after_user_id=after, min_post_id=min_post_id, limit=limit)
+    response = await service.stub.ListPostCounts(request)
+    return list(zip(response.user_ids, response.posts, strict=True))
+
+
 class Counts(NamedTuple):
     likes: int = 0
     comments: int = 0
@@ -273,6 +291,11 @@ async def test_pages_and_batches_have_bounds(service: PostService) -> None:
     for limit in (0, 1_001):
         with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "items[0].limit"):
             await newest(service, [ann], limit=limit)
+    for limit in (0, 10_001, -1):
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "limit"):
+            await engaged(service, limit=limit)
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "limit"):
+            await post_counts(service, limit=limit)
     for call, path in (
         (hydrate(service, (0, [1] * 201)), "items[0].post_ids"),
         (hydrate(service, *[(0, [1])] * 65), "items"),
@@ -975,3 +998,84 @@ async def test_affinity_weighs_what_a_viewer_did_by_author(service: PostService)
     await unlike(service, viewer, of_ann[1])
     item = await engagement(service, viewer, [])
     assert dict(zip(item.affinity_author_ids, item.affinities, strict=True)) == {ann: 1, bob: 5}
+
+
+# ListEngagement and ListPostCounts.
+
+
+async def test_engaged_posts_are_paged_newest_first_with_counts_and_heat(service: PostService) -> None:
+    people = await join_all(service, 4)
+    posts = [await write(service, people[n % 4]) for n in range(12)]
+    chance = random.Random(11)
+
+    async def act() -> None:
+        for _ in range(12):
+            user_id, post_id = chance.choice(people), chance.choice(posts[:-2])
+            match chance.randrange(5):
+                case 0 | 1:
+                    await like(service, user_id, post_id)
+                case 2:
+                    await comment(service, user_id, post_id)
+                case 3:
+                    await share(service, user_id, post_id)
+                case _:
+                    await share(service, user_id, post_id, "so true")
+
+    # Some counts are folded, others pending, and of some posts there are both.
+    await act()
+    await service.upkeep()
+    await act()
+    unliked = posts[-1]
+    await like(service, people[0], unliked)
+    await unlike(service, people[0], unliked)
+    for _ in range(2):
+        rows = await engaged(service)
+        assert [row[0] for row in rows] == sorted({row[0] for row in rows}, reverse=True)
+        expected = {post_id: tally for post_id in posts if any(tally := await counts(service, post_id))}
+        assert len(expected) > 4
+        assert {post_id: Counts(*tally) for post_id, *tally, _ in rows if any(tally)} == expected
+        for post_id, likes, comments, shares, heat in rows:
+            assert heat == pytest.approx(likes + 2 * comments + 3 * shares, abs=0.1), post_id
+        for limit in (1, 3, len(rows) - 1, len(rows)):
+            paged: list[int] = []
+            before = 0
+            while page := await engaged(service, before, limit):
+                paged += [row[0] for row in page]
+                before = paged[-1]
+                if len(page) < limit:
+                    break
+            assert paged == [row[0] for row in rows]
+        await service.upkeep()
+
+
+async def test_what_is_deleted_is_engaged_with_no_more(service: PostService) -> None:
+    ann = await join(service)
+    gone, kept = await write(service, ann), await write(service, ann)
+    for post_id in (gone, kept):
+        await like(service, ann, post_id)
+    plain = (await share(service, ann, kept)).post_id
+    await service.upkeep()
+    await delete(service, ann, gone)
+    await delete(service, ann, plain)
+    assert [row[:4] for row in await engaged(service)] == [(kept, 1, 0, 0)]
+    assert await engaged(service, before=kept) == await engaged(service, before=-1) == []
+
+
+async def test_authors_are_paged_by_id_with_how_much_they_wrote(service: PostService) -> None:
+    people = await join_all(service, 5)
+    first = [await write(service, user_id) for user_id in people[:4] for _ in range(3)]
+    since = await write(service, people[1])
+    await share(service, people[2], since)
+    await share(service, people[2], since, "so true")
+    await delete(service, people[3], await write(service, people[3]))
+    await delete(service, people[0], first[0])
+    everything = sorted(zip(people, (2, 4, 5, 3), strict=False))
+    assert await post_counts(service) == everything
+    assert await post_counts(service, since) == sorted([(people[1], 1), (people[2], 2)])
+    assert await post_counts(service, since + 1) == [(people[2], 2)]
+    assert await post_counts(service, MAX_ID) == []
+    for limit in (1, 3, 4, 5):
+        found: list[tuple[int, int]] = []
+        while len(page := await post_counts(service, 0, found[-1][0] if found else 0, limit)) == limit:
+            found += page
+        assert found + page == everything

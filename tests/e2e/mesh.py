@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +60,23 @@ class Mesh:
         response = await self.http.get(path, params=query)
         assert response.status_code == 200, response.text
         return dict(response.json())
+
+    async def shows(self, user_id: int, post_ids: Iterable[int], seconds: float = 30) -> float:
+        """Waits until someone's feed is these posts, newest first, and nothing else; how many seconds that took.
+
+        Fails when it shows a post twice, at any time.
+        """
+        wanted = sorted(post_ids, reverse=True)
+        begun = time.monotonic()
+        while True:
+            posts = await self.scroll("/feed", itertools.cycle([100]), user_id=user_id, order="latest")
+            shown = [post["post_id"] for post in posts]
+            assert len(shown) == len(set(shown)), "a post was shown twice"
+            if shown == wanted:
+                return time.monotonic() - begun
+            missing, extra = set(wanted) - set(shown), set(shown) - set(wanted)
+            assert time.monotonic() < begun + seconds, f"missing: {sorted(missing)}, extra: {sorted(extra)}"
+            await asyncio.sleep(0.05)
 
     async def scroll(self, path: str, limits: Iterator[int], **query: Any) -> list[Json]:
         """Every post of a listing, page by page to its end."""

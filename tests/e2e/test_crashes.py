@@ -1,4 +1,4 @@
-"""I1 on a whole mesh: `kill -9` of any process loses no acknowledged write, and a retry takes effect once."""
+"""I1 on a whole mesh: `kill -9` of any process or store loses no acknowledged write, and a retry takes effect once."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mes
         await own.http.aclose()
 
 
-@pytest.mark.parametrize("victim", [*VICTIMS, "postgres"])
+@pytest.mark.parametrize("victim", [*VICTIMS, "postgres", "valkey-server"])
 async def test_each_acknowledged_post_exists_once_after_kill_9(fragile: Mesh, victim: str) -> None:
     name = victim.replace(".", "-")
     author = await eventually_user(fragile, f"crash-{name}")
+    follower = await fragile.user(f"crash-{name}-follower")
+    await fragile.post("/follow", {"follower_id": follower, "following_id": author})
+    await fragile.shows(follower, [])  # from now on pushed to
     acknowledged: dict[str, int] = {}
     stopping = asyncio.Event()
 
@@ -63,6 +66,7 @@ async def test_each_acknowledged_post_exists_once_after_kill_9(fragile: Mesh, vi
     assert sorted((post["content"], post["post_id"]) for post in stored) == sorted(acknowledged.items())
     shown = await fragile.scroll("/feed", itertools.cycle([100]), user_id=author)
     assert sorted(post["post_id"] for post in shown) == sorted(acknowledged.values())
+    await fragile.shows(follower, acknowledged.values())
 
 
 async def test_the_feed_goes_on_without_ranking_and_says_so(fragile: Mesh) -> None:

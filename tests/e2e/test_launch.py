@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.processes import FEEDMESH
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import Mesh
 
@@ -28,7 +29,7 @@ async def test_nothing_is_left_of_a_stopped_mesh(tmp_path: Path, number: signal.
     with meshes.running(tmp_path) as own:
         await own.http.aclose()
         pids = descendants(own.launcher.pid)
-        assert len(pids) > 8, "every service, worker and Postgres with its own"
+        assert len(pids) > len(FEEDMESH.processes) + 2, "every process, Valkey, and Postgres with its own"
         code = meshes.stop(own.launcher, number)
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
         meshes.until(lambda: not any(meshes.alive(pid) for pid in pids), 15, "every process to be gone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +38,13 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
         self._answers = Answers()
         self._cursors = Cursors("the secret of the fake graph, which is long enough")
 
-    def followees(self, user_id: int) -> list[int]:
-        """Whom a person follows, newest follow first."""
-        edges = [(follow_id, b) for (a, b), follow_id in self.follows.items() if a == user_id]
-        return [other for _, other in sorted(edges, reverse=True)]
+    def followees(self, user_id: int) -> list[tuple[int, int]]:
+        """Whom a person follows, newest follow first: follow and followee."""
+        return sorted(((follow_id, b) for (a, b), follow_id in self.follows.items() if a == user_id), reverse=True)
+
+    def followers(self, user_id: int) -> list[tuple[int, int]]:
+        """Who follows a person, newest follow first: follow and follower."""
+        return sorted(((follow_id, a) for (a, b), follow_id in self.follows.items() if b == user_id), reverse=True)
 
     def username(self, user_id: int) -> str:
         """A person's name. Raises NotFound (USER_NOT_FOUND)."""
@@ -87,13 +91,11 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
         return self._answers.once(request, request.follower_id, work)
 
     async def ListFollowers(self, request: pb.ListFollowersRequest, context: Any) -> pb.ListFollowersResponse:
-        edges = [(follow_id, a) for (a, b), follow_id in self.follows.items() if b == request.user_id]
-        users, cursor = self._page("followers", request, edges)
+        users, cursor = self._page("followers", request, self.followers(request.user_id))
         return pb.ListFollowersResponse(users=users, next_cursor=cursor)
 
     async def ListFollowing(self, request: pb.ListFollowingRequest, context: Any) -> pb.ListFollowingResponse:
-        edges = [(follow_id, b) for (a, b), follow_id in self.follows.items() if a == request.user_id]
-        users, cursor = self._page("following", request, edges)
+        users, cursor = self._page("following", request, self.followees(request.user_id))
         return pb.ListFollowingResponse(users=users, next_cursor=cursor)
 
     async def BatchGetUsers(self, request: pb.BatchGetUsersRequest, context: Any) -> pb.BatchGetUsersResponse:
@@ -111,8 +113,42 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             elif person.version == item.known_version:
                 response.items.add(version=person.version, unchanged=True)
             else:
-                response.items.add(version=person.version, following_ids=self.followees(person.user_id))
+                edges = self.followees(person.user_id)
+                response.items.add(
+                    version=person.version,
+                    following_ids=[user_id for _, user_id in edges],
+                    follow_ids=[follow_id for follow_id, _ in edges],
+                )
         return response
+
+    async def BatchListFollowerIds(
+        self, request: pb.BatchListFollowerIdsRequest, context: Any
+    ) -> pb.BatchListFollowerIdsResponse:
+        response = pb.BatchListFollowerIdsResponse()
+        for item in request.items:
+            before = item.before_follow_id or ids.MAX_ID + 1
+            left = [edge for edge in self.followers(item.user_id) if edge[0] < before]
+            page = left[: item.limit]
+            response.items.add(
+                follower_ids=[user_id for _, user_id in page],
+                next_follow_id=page[-1][0] if len(left) > item.limit else 0,
+            )
+        return response
+
+    async def BatchGetFollowerCounts(
+        self, request: pb.BatchGetFollowerCountsRequest, context: Any
+    ) -> pb.BatchGetFollowerCountsResponse:
+        return pb.BatchGetFollowerCountsResponse(
+            followers=[len(self.followers(user_id)) for user_id in request.user_ids]
+        )
+
+    async def ListFollowerCounts(
+        self, request: pb.ListFollowerCountsRequest, context: Any
+    ) -> pb.ListFollowerCountsResponse:
+        counts = Counter(followee for _, followee in self.follows)
+        many = [user_id for user_id, count in counts.items() if count >= request.min_followers]
+        page = sorted(user_id for user_id in many if user_id > request.after_user_id)[: request.limit]
+        return pb.ListFollowerCountsResponse(user_ids=page, followers=[counts[user_id] for user_id in page])
 
     def _person(self, user_id: int) -> Person:
         if user_id not in self.people:
@@ -126,8 +162,8 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             username=person.username,
             email=person.email if viewer_id == user_id else "",
             created_at=ids.timestamp(user_id),
-            followers=sum(followee == user_id for _, followee in self.follows),
-            following=sum(follower == user_id for follower, _ in self.follows),
+            followers=len(self.followers(user_id)),
+            following=len(self.followees(user_id)),
         )
 
     def _page(
@@ -137,7 +173,7 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
         before = self._cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
         self._person(request.user_id)
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        left = sorted((edge for edge in edges if edge[0] < before), reverse=True)
+        left = [edge for edge in edges if edge[0] < before]
         page = left[:limit]
         return (
             [self._present(user_id, request.viewer_id) for _, user_id in page],

@@ -258,11 +258,32 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             )
         return response
 
-    def _heat(self, post_id: int) -> float:
+    async def ListEngagement(self, request: pb.ListEngagementRequest, context: Any) -> pb.ListEngagementResponse:
+        before = request.before_post_id or ids.MAX_ID + 1
+        engaged = [entry.post_id for entry in self.entries() if entry.post_id < before and self._acts(entry.post_id)]
+        page = engaged[: request.limit]
+        return pb.ListEngagementResponse(
+            post_ids=page,
+            likes=[len(self.likes_of(post_id)) for post_id in page],
+            comments=[len(self.comments_of(post_id)) for post_id in page],
+            shares=[len(self.shares_of(post_id)) for post_id in page],
+            heat=[self._heat(post_id) for post_id in page],
+        )
+
+    async def ListPostCounts(self, request: pb.ListPostCountsRequest, context: Any) -> pb.ListPostCountsResponse:
+        posts = Counter(e.user_id for e in self.posts.values() if e.post_id >= request.min_post_id and not e.deleted)
+        page = sorted(user_id for user_id in posts if user_id > request.after_user_id)[: request.limit]
+        return pb.ListPostCountsResponse(user_ids=page, posts=[posts[user_id] for user_id in page])
+
+    def _acts(self, post_id: int) -> list[tuple[int, int]]:
+        """What people did with a post: how much each act weighs, and its id."""
         comments = [remark.comment_id for remark in self.comments_of(post_id)]
         acts = ((1, self.likes_of(post_id)), (2, comments), (3, self.shares_of(post_id)))
+        return [(weight, act_id) for weight, of in acts for act_id in of]
+
+    def _heat(self, post_id: int) -> float:
         now = self._clock()
-        return sum(weight * math.pow(0.5, (now - ids.time_ms(i)) / HOUR_MS) for weight, of in acts for i in of)
+        return sum(weight * math.pow(0.5, (now - ids.time_ms(i)) / HOUR_MS) for weight, i in self._acts(post_id))
 
     def _affinities(self, viewer_id: int) -> Counter[int]:
         likes = [(like_id, post_id) for (post_id, user_id), like_id in self.likes.items() if user_id == viewer_id]

@@ -1,11 +1,11 @@
-"""The home feed, stage by stage, on small windows: the real timeline and ranking over gRPC, the post and graph services
-in memory (they pass the contract suites of the real ones)."""
+"""The home feed, stage by stage, on small windows and small lists: the real timeline and ranking, a real Redis and a
+real database of modes; the post and graph services in memory (they pass the contract suites of the real ones)."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
@@ -24,6 +25,7 @@ from feedmesh.ranking.v1.ranking_pb2_grpc import (
     add_RankingServiceServicer_to_server,
 )
 from feedmesh.timeline.v1 import timeline_pb2 as pb
+from launch.valkey import Running as Valkey
 from runtime import client, errors
 from runtime.clock import wall_clock
 from runtime.paging import Cursors
@@ -32,15 +34,19 @@ from services.post.servicer import SERVICE as POST
 from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
 from services.timeline import scroll
+from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts, get_feeds
 from services.timeline.relations import Relations
 from services.timeline.servicer import TimelineServicer
+from tests.fakes.databases import Databases
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
 from tests.fakes.serving import Served, serving
+from tests.integration.timeline_stores import timeline_stores
 
 PEOPLE = 4
 READER = 0
+Worlds = Callable[[int], AbstractAsyncContextManager["World"]]
 ORDERS = (pb.FEED_ORDER_RANKED, pb.FEED_ORDER_LATEST)
 
 
@@ -51,16 +57,24 @@ class World:
     parts: Parts
     people: list[int]
     ranking: Served
+    fanout: Fanout
 
     async def post(self, author: int) -> int:
         """A post; its id."""
         request = post_pb2.CreatePostRequest(user_id=self.people[author], content="words")
-        return (await self.parts.post.CreatePost(request)).post.post_id
+        return await self.delivered((await self.parts.post.CreatePost(request)).post)
 
     async def share(self, sharer: int, post_id: int, content: str = "") -> int:
         """A plain share or a quote; its id."""
         request = post_pb2.SharePostRequest(user_id=self.people[sharer], post_id=post_id, content=content)
-        return (await self.parts.post.SharePost(request)).post.post_id
+        return await self.delivered((await self.parts.post.SharePost(request)).post)
+
+    async def delivered(self, post: post_pb2.Post) -> int:
+        """Hands a post's event to fan-out; the post's id."""
+        original_id = post.shared_post.post_id if post.HasField("shared_post") and not post.content else post.post_id
+        made = event_pb2.PostCreated(post_id=post.post_id, author_id=post.user_id, original_id=original_id)
+        await self.fanout.post_events([event_pb2.Event(event_id=post.post_id, post_created=made)])
+        return post.post_id
 
     async def delete(self, post_id: int) -> None:
         """Deletes a post, whoever wrote it."""
@@ -86,6 +100,7 @@ class World:
         [answer] = await get_feeds(self.parts, [request])
         assert isinstance(answer, pb.GetFeedResponse), answer
         assert len(answer.posts) <= limit
+        assert "redis" not in answer.degraded
         return answer
 
     async def scroll(self, order: pb.FeedOrder.ValueType, limits: Sequence[int], cursor: str = "") -> list[int]:
@@ -101,8 +116,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(window: int) -> AsyncIterator[World]:
-    """A mesh with four people and nothing else, whose windows hold so many posts."""
+async def world(databases: Databases, valkey: Valkey, window: int) -> AsyncIterator[World]:
+    """A mesh with four people and nothing else, whose windows hold so many posts and whose lists hold ten."""
     graph_servicer = FakeGraph()
     post_servicer = FakePost(graph_servicer)
     async with (
@@ -110,6 +125,7 @@ async def world(window: int) -> AsyncIterator[World]:
         serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(POST,)) as post,
         client.connect(graph.target, GRAPH) as graph_channel,
         client.connect(post.target, POST) as post_channel,
+        timeline_stores(databases, valkey) as stores,
     ):
         ranking_servicer = RankingServicer(PostServiceStub(post_channel), wall_clock)
         async with (
@@ -118,7 +134,7 @@ async def world(window: int) -> AsyncIterator[World]:
             ) as ranking,
             client.connect(ranking.target, RANKING) as ranking_channel,
         ):
-            graph_stub = GraphServiceStub(graph_channel)
+            graph_stub, post_stub = GraphServiceStub(graph_channel), PostServiceStub(post_channel)
             people = [
                 (
                     await graph_stub.CreateUser(
@@ -130,12 +146,20 @@ async def world(window: int) -> AsyncIterator[World]:
             parts = Parts(
                 Relations(graph_stub),
                 Cursors("a secret of at least 32 characters"),
+                await stores.sources(post_stub),
                 graph_stub,
-                PostServiceStub(post_channel),
+                post_stub,
                 RankingServiceStub(ranking_channel),
                 window,
             )
-            yield World(parts, people, ranking)
+            fanout = await stores.fanout(graph_stub, post_stub, limit=2)
+            yield World(parts, people, ranking, fanout)
+
+
+@pytest.fixture(scope="session")
+def worlds(databases: Databases, valkey: Valkey) -> Worlds:
+    """Makes worlds whose windows hold so many posts."""
+    return lambda window: world(databases, valkey, window)
 
 
 @dataclass
@@ -201,9 +225,9 @@ def expected(entries: list[Entry], authors: set[int]) -> list[int]:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(acts, st.sets(st.integers(1, PEOPLE - 1)), st.integers(1, 9), st.lists(st.integers(1, 12), min_size=1))
 async def test_a_feed_is_what_the_posts_say(
-    acts: list[tuple[str, int, int]], followees: set[int], window: int, limits: list[int]
+    worlds: Worlds, acts: list[tuple[str, int, int]], followees: set[int], window: int, limits: list[int]
 ) -> None:
-    async with world(window) as mesh:
+    async with worlds(window) as mesh:
         entries: list[Entry] = []
         await mesh.follow(*followees)
         await perform(mesh, acts, entries)
@@ -216,13 +240,14 @@ async def test_a_feed_is_what_the_posts_say(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(acts, acts_of("pssquudffl"), st.integers(1, 9), st.integers(1, 8), st.sampled_from(ORDERS))
 async def test_what_happens_in_mid_scroll_repeats_and_hides_nothing(
+    worlds: Worlds,
     before: list[tuple[str, int, int]],
     between: list[tuple[str, int, int]],
     window: int,
     limit: int,
     order: pb.FeedOrder.ValueType,
 ) -> None:
-    async with world(window) as mesh:
+    async with worlds(window) as mesh:
         entries: list[Entry] = []
         await mesh.follow(*range(1, PEOPLE))
         await perform(mesh, before, entries)
@@ -242,9 +267,11 @@ async def test_what_happens_in_mid_scroll_repeats_and_hides_nothing(
         assert certain <= set(shown) <= eligible
 
 
-async def test_a_scroll_that_forgets_what_it_showed_still_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scroll_that_forgets_what_it_showed_still_repeats_nothing(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scroll, "MAX_EARLIER", 2)
-    async with world(5) as mesh:
+    async with worlds(5) as mesh:
         await mesh.follow(1, 2, 3)
         posts = [await mesh.post(1) for _ in range(12)]
         for sharer in (2, 3):
@@ -253,8 +280,8 @@ async def test_a_scroll_that_forgets_what_it_showed_still_repeats_nothing(monkey
         assert await mesh.scroll(pb.FEED_ORDER_LATEST, [3, 4]) == posts[::-1]
 
 
-async def test_what_is_unfollowed_in_mid_scroll_is_gone_from_the_next_page() -> None:
-    async with world(5) as mesh:
+async def test_what_is_unfollowed_in_mid_scroll_is_gone_from_the_next_page(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         await mesh.follow(1, 2)
         posts = [await mesh.post(1 + n % 2) for n in range(20)]
         first = await mesh.page(pb.FEED_ORDER_LATEST, 4)
@@ -264,8 +291,8 @@ async def test_what_is_unfollowed_in_mid_scroll_is_gone_from_the_next_page() -> 
         assert rest == posts[15::-2]
 
 
-async def test_without_ranking_a_page_is_newest_first_and_says_so() -> None:
-    async with world(5) as mesh:
+async def test_without_ranking_a_page_is_newest_first_and_says_so(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         posts = [await mesh.post(READER) for _ in range(12)]
         await mesh.ranking.stop()
         page = await mesh.page(pb.FEED_ORDER_RANKED, 20)
@@ -274,13 +301,25 @@ async def test_without_ranking_a_page_is_newest_first_and_says_so() -> None:
         assert list((await mesh.page(pb.FEED_ORDER_LATEST, 20)).degraded) == []
 
 
-async def test_a_ranking_that_fails_takes_no_feed_with_it() -> None:
+async def test_without_the_modes_a_page_is_read_from_postgres_and_says_so(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
+        await mesh.follow(1)
+        posts = [await mesh.post(1) for _ in range(12)]
+        await mesh.fanout.pool.close()
+        request = pb.GetFeedRequest(user_id=mesh.people[READER], order=pb.FEED_ORDER_LATEST)
+        [answer] = await get_feeds(mesh.parts, [request])
+        assert isinstance(answer, pb.GetFeedResponse)
+        assert [post.post_id for post in answer.posts] == posts[::-1]
+        assert list(answer.degraded) == ["redis"]
+
+
+async def test_a_ranking_that_fails_takes_no_feed_with_it(worlds: Worlds) -> None:
     class Broken(RankingServiceServicer):
         async def BatchRank(self, request: object, context: object) -> NoReturn:
             raise ValueError("a defect")
 
     async with (
-        world(5) as mesh,
+        worlds(5) as mesh,
         serving(lambda s: add_RankingServiceServicer_to_server(Broken(), s), services=(RANKING,)) as ranking,
         client.connect(ranking.target, RANKING) as channel,
     ):
@@ -291,18 +330,19 @@ async def test_a_ranking_that_fails_takes_no_feed_with_it() -> None:
         assert ([post.post_id for post in answer.posts], list(answer.degraded)) == ([post_id], ["ranking"])
 
 
-async def test_a_batch_asks_for_no_more_posts_than_an_answer_holds() -> None:
-    async with world(5) as mesh:
+async def test_a_batch_asks_for_no_more_posts_than_an_answer_holds(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         request = pb.BatchGetFeedRequest(items=[pb.GetFeedRequest(user_id=mesh.people[READER], limit=100)] * 6)
         with pytest.raises(errors.InvalidArgument, match="500 posts"):
             await TimelineServicer(mesh.parts).BatchGetFeed(request, None)
 
 
 async def test_a_cursor_stays_short_for_one_who_follows_and_unfollows_all_the_time(
+    worlds: Worlds,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scroll, "MAX_SHOWN", 6)
-    async with world(3) as mesh:
+    async with worlds(3) as mesh:
         for _ in range(12):
             for author in range(1, PEOPLE):
                 await mesh.post(author)
@@ -320,8 +360,8 @@ async def test_a_cursor_stays_short_for_one_who_follows_and_unfollows_all_the_ti
         assert longest < 250
 
 
-async def test_one_bad_page_of_a_batch_fails_alone() -> None:
-    async with world(5) as mesh:
+async def test_one_bad_page_of_a_batch_fails_alone(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         post_id = await mesh.post(READER)
         request = pb.BatchGetFeedRequest()
         request.items.add(user_id=mesh.people[READER])
@@ -341,21 +381,21 @@ async def test_one_bad_page_of_a_batch_fails_alone() -> None:
         assert [error.fields[0].field for error in failed[2:]] == ["user_id", "cursor", "limit"]
 
 
-async def test_relations_are_asked_for_once_and_then_only_whether_they_changed() -> None:
-    async with world(5) as mesh:
+async def test_relations_are_asked_for_once_and_then_only_whether_they_changed(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         relations = mesh.parts.relations
         reader = mesh.people[READER]
-        first = (await relations.of([reader]))[reader]
-        assert (await relations.of([reader]))[reader] is first
+        first = (await relations.of([reader]))[0][reader]
+        assert (await relations.of([reader]))[0][reader] is first
         await mesh.follow(1, 2)
-        second = (await relations.of([reader]))[reader]
+        second = (await relations.of([reader]))[0][reader]
         assert second.version > first.version
         assert set(second.following.tolist()) == {mesh.people[1], mesh.people[2]}
-        assert await relations.of([1]) == {}
+        assert await relations.of([1]) == ({}, False)
 
 
-async def test_a_page_looks_at_a_bounded_number_of_windows_and_the_next_one_goes_on() -> None:
-    async with world(2) as mesh:
+async def test_a_page_looks_at_a_bounded_number_of_windows_and_the_next_one_goes_on(worlds: Worlds) -> None:
+    async with worlds(2) as mesh:
         # A feed of nothing but posts that stand elsewhere: each original once, then shared by everyone.
         await mesh.follow(1, 2, 3)
         posts = [await mesh.post(1) for _ in range(40)]
@@ -368,8 +408,8 @@ async def test_a_page_looks_at_a_bounded_number_of_windows_and_the_next_one_goes
         assert [post.post_id for post in first.posts] + rest == posts[::-1]
 
 
-async def test_a_channel_to_nowhere_is_an_error_and_no_hang() -> None:
-    async with world(5) as mesh:
+async def test_a_channel_to_nowhere_is_an_error_and_no_hang(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
         nowhere = client.connect("127.0.0.1:1", POST)
         parts = replace(mesh.parts, post=PostServiceStub(nowhere))
         [answer] = await get_feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])

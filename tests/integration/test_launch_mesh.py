@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCH_TEST_MARK"
@@ -72,7 +73,7 @@ mesh = Mesh(
         Process("graph", ("-c", graph, *deaf), Stage.SERVICE, grpc=True, database="graph",
                 settings=("FEEDMESH_MAX_X",)),
         Process("worker", ("-c", IDLE), Stage.WORKER, database="graph"),
-        Process("gateway", ("-c", GATEWAY), Stage.EDGE, http=True, calls=("graph",)),
+        Process("gateway", ("-c", GATEWAY), Stage.EDGE, http=True, redis=True, calls=("graph",)),
     ),
 )
 sys.exit(main(mesh=mesh))
@@ -117,6 +118,9 @@ class Launched:
         found = re.findall(r"Postgres +(host=.*)", self.text())
         return str(found[-1]).replace("dbname=postgres", "dbname=feedmesh_graph")
 
+    def redis_url(self) -> str:
+        return str(re.findall(r"Valkey +(unix://.*)", self.text())[-1])
+
     def end(self, which: signal.Signals) -> int:
         self.process.send_signal(which)
         return self.process.wait(40)
@@ -127,6 +131,14 @@ def until(condition: Callable[[], bool], otherwise: Callable[[], str] = str, sec
     while not condition():
         assert time.monotonic() < bound, otherwise()
         time.sleep(0.02)
+
+
+def ping(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as connection:
+            return bool(connection.ping())
+    except redis.ConnectionError:
+        return False
 
 
 def free_port() -> int:
@@ -179,18 +191,24 @@ def test_a_mesh_starts_and_stops_in_order(launch: Launch, tmp_path: Path, which:
         "FEEDMESH_HTTP_PORT",
         "FEEDMESH_LOG_LEVEL",
         "FEEDMESH_METRICS_ADDRESS",
+        "FEEDMESH_REDIS_URL",
     ]
+    assert told["FEEDMESH_REDIS_URL"] == mesh.redis_url()
+    assert ping(mesh.redis_url())
+    socket_dir = Path(mesh.redis_url().removeprefix("unix://")).parent
     host = Path(str(psycopg.conninfo.conninfo_to_dict(mesh.dsn())["host"]))
     assert host.exists()
     assert mesh.end(which) == 0
     assert mesh.members() == {}
     assert not host.exists()
+    assert not socket_dir.exists()
     text = mesh.text()
     assert text.count("feedmesh is ready on") == 1
-    service, worker, store = (
-        text.index(x) for x in ("graph        info    drained", "worker       info    drained", "fast shutdown")
+    service, worker, *stores = (
+        text.index(x)
+        for x in ("graph        info    drained", "worker       info    drained", "fast shutdown", "ready to exit")
     )
-    assert service < worker < store
+    assert service < worker < min(stores)
     assert "database system is shut down" in text
 
 
@@ -198,13 +216,13 @@ def test_what_dies_is_started_again(launch: Launch) -> None:
     mesh = launch().ready()
     with psycopg.connect(mesh.dsn()) as connection:
         connection.execute("INSERT INTO kept VALUES (7)")
-    for what in ("-c \nimport json", "ThreadingHTTPServer", "/bin/postgres -D"):
+    for what in ("-c \nimport json", "ThreadingHTTPServer", "/bin/postgres -D", "/valkey-server "):
         pids = [pid for pid, line in mesh.members().items() if what in line]
         assert pids
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    mesh.wait_for("was ended by SIGKILL; it starts again in 0.1 s", times=4)
+    mesh.wait_for("was ended by SIGKILL; it starts again in 0.1 s", times=5)
     mesh.wait_for("info    up", times=4)
 
     def healed() -> bool:
@@ -215,6 +233,7 @@ def test_what_dies_is_started_again(launch: Launch) -> None:
             return False
 
     until(healed)
+    until(lambda: ping(mesh.redis_url()))
     assert mesh.end(signal.SIGINT) == 0
     assert mesh.members() == {}
 
@@ -234,13 +253,13 @@ def test_a_killed_launcher_leaves_nothing(launch: Launch, tmp_path: Path) -> Non
     mesh = launch().ready()
     with psycopg.connect(mesh.dsn()) as connection:
         connection.execute("INSERT INTO kept VALUES (7)")
-    link = tmp_path / "a data dir" / "postgres-socket"
-    first = link.readlink()
+    links = [tmp_path / "a data dir" / f"{store}-socket" for store in ("postgres", "valkey")]
+    first = [link.readlink() for link in links]
     mesh.end(signal.SIGKILL)
     again = launch(FEEDMESH_HTTP_PORT=str(mesh.port)).ready()  # at once: the old Postgres may still be ending
     assert mesh.members() == {}
-    assert link.readlink() != first
-    assert not first.exists()
+    assert not {link.readlink() for link in links} & set(first)
+    assert not any(directory.exists() for directory in first)
     with psycopg.connect(again.dsn()) as connection:
         assert connection.execute("SELECT number FROM kept").fetchall() == [(7,)]
     assert again.end(signal.SIGTERM) == 0
@@ -313,8 +332,8 @@ def test_faults_are_lines(launch: Launch, tmp_path: Path) -> None:
         ({"FEEDMESH_DATA_DIR": "file"}, ["is not a directory"]),
         ({"FEEDMESH_DATA_DIR": "b", "FEEDMESH_POSTGRES_DSN": "host=/nowhere dbname=x"}, ["Postgres cannot be used"]),
         (
-            {"FEEDMESH_MAX_Y": "1", "FEEDMESH_LOG_LEVEL": "x"},
-            ["did you mean FEEDMESH_MAX_X?", "FEEDMESH_LOG_LEVEL is 'x'"],
+            {"FEEDMESH_MAX_Y": "1", "FEEDMESH_LOG_LEVEL": "x", "FEEDMESH_REDIS_URL": "x"},
+            ["did you mean FEEDMESH_MAX_X?", "FEEDMESH_LOG_LEVEL is 'x'", "FEEDMESH_REDIS_URL is no Redis URL"],
         ),
     ):
         refused = launch(**environ)
@@ -336,6 +355,17 @@ def test_an_outside_postgres_replaces_the_embedded_one(launch: Launch, tmp_path:
     assert not (tmp_path / "b" / "postgres").exists()
     assert mesh.end(signal.SIGINT) == 0
     assert store.end(signal.SIGINT) == 0
+
+
+def test_an_outside_redis_replaces_the_embedded_one(launch: Launch, tmp_path: Path) -> None:
+    outside = "redis://:hush@127.0.0.1:1/0"  # nobody is there: finding that out is up to who uses it
+    mesh = launch(FEEDMESH_REDIS_URL=outside).ready()
+    with urllib.request.urlopen(f"http://127.0.0.1:{mesh.port}/", timeout=5) as answer:
+        assert json.load(answer)["FEEDMESH_REDIS_URL"] == outside
+    assert not any("valkey-server" in line for line in mesh.members().values())
+    assert not (tmp_path / "a data dir" / "valkey").exists()
+    assert mesh.end(signal.SIGINT) == 0
+    assert "hush" not in mesh.text()
 
 
 def test_json_is_json(launch: Launch) -> None:

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from bench import community, report, words
+from bench.counters import CANDIDATES, DELIVERED, FANNED_OUT, TRIED, Counters
 from bench.drive import AUTHOR, HOME, POST, Drive, Measured
 
 
@@ -90,6 +91,31 @@ def test_the_table_is_markdown() -> None:
         "| `POST /posts`           |        3 |          2 |      – |      – |      3 |",
         "| total                   |    1,803 |        902 |    1.0 |    2.0 |      3 |",
     ]
+
+
+def test_the_other_table_says_how_posts_came_into_feeds() -> None:
+    visible = Measured(requests=3, errors=1, seconds=[0.02, 0.01])
+    values = Counter({(DELIVERED,): 3_000, (TRIED,): 4_000, (FANNED_OUT, "push"): 9, (FANNED_OUT, "pull"): 1})
+    values[CANDIDATES, "home"] = 5
+    assert report.facts(visible, Counters(2.0, values), Counter({"redis": 2})) == [
+        "| from a post to the feeds                             |                       |",
+        "|------------------------------------------------------|----------------------:|",
+        "| from 201 to visible in a follower's feed, p50 ms     |                  10.0 |",
+        "| from 201 to visible in a follower's feed, p99 ms     |                  20.0 |",
+        "| posts that were looked for so                        |                     3 |",
+        "| of these failed, lost or late                        |                     1 |",
+        "| deliveries/s: posts × active followers               |                 1,500 |",
+        "| active, of the followers of posts                    |                75.0 % |",
+        "| posts pushed, pushed and pulled, pulled              | 90.0 %, 0.0 %, 10.0 % |",
+        "| candidates from home lists, pulled authors, Postgres | 100.0 %, 0.0 %, 0.0 % |",
+        "| degraded feeds                                       |           2 (redis 2) |",
+    ]
+
+
+def test_counters_that_are_unknown_are_dashes_with_a_reason() -> None:
+    rows = report.facts(Measured(), None, Counter())
+    assert [row.count("–") for row in rows] == [0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0]
+    assert sum("not a mesh of the demo's own" in row for row in rows) == 4
 
 
 def test_the_hardware_is_one_line() -> None:

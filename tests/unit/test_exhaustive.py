@@ -96,6 +96,7 @@ def test_the_launcher_tells_each_process_what_it_takes(process: processes.Proces
     told |= {"FEEDMESH_GRPC_ADDRESS"} if process.grpc else set()
     told |= {"FEEDMESH_HTTP_HOST", "FEEDMESH_HTTP_PORT"} if process.http else set()
     told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
+    told |= {"FEEDMESH_REDIS_URL"} if process.redis else set()
     told |= {"FEEDMESH_CURSOR_SECRET"} if process.cursors else set()
     assert told == set(settings_of(process.name))
 

@@ -21,7 +21,7 @@ def faults(**environ: str) -> tuple[str, ...]:
 
 def test_defaults() -> None:
     chosen = settings.read({"PATH": "/bin", "FEEDMESH_DATA_DIR": ""}, FEEDMESH)
-    assert chosen == settings.Settings(8080, Path(".data").absolute(), None, "info", {})
+    assert chosen == settings.Settings(8080, Path(".data").absolute(), None, None, "info", {})
 
 
 def test_every_fault_is_one_line() -> None:
@@ -29,11 +29,12 @@ def test_every_fault_is_one_line() -> None:
         FEEDMESH_HTTP_PORT="0",
         FEEDMESH_LOG_LEVEL="loud",
         FEEDMESH_POSTGRES_DSN="postgresql://u:secret@h/",
+        FEEDMESH_REDIS_URL="redis://u:secret@h:x",
         FEEDMESH_DATA_DIRECTORY="x",
         FEEDMESH_GRPC_ADDRESS="127.0.0.1:1",
         feedmesh_http_port="1",
     )
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert not any("\n" in line or "secret" in line for line in lines)
     assert any("FEEDMESH_DATA_DIRECTORY is no setting: did you mean FEEDMESH_DATA_DIR?" in line for line in lines)
     assert any("feedmesh_http_port is no setting: did you mean FEEDMESH_HTTP_PORT?" in line for line in lines)
@@ -51,6 +52,45 @@ def test_a_wrong_dsn_is_not_repeated(dsn: str) -> None:
     assert "hush" not in line
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://example.org",
+        "redis://u:p%40ss@[::1]:6379/15",
+        "redis://:hush@10.0.0.1:6379/?protocol=3",
+        "rediss://u:hush@h.example:6380/2?ssl_cert_reqs=none",
+        "unix:///run/a place/redis.sock?db=1",
+        "unix://u:hush@/redis.sock",
+    ],
+)
+def test_a_redis_url_is_taken_as_it_stands(url: str) -> None:
+    assert settings.read({"FEEDMESH_REDIS_URL": url}, FEEDMESH).redis_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "hush",
+            "h:6379",
+            "http://:hush@h",
+            "valkey://:hush@h",
+            "REDIS://h",
+            "redis://",
+            "redis://:hush@",
+            "redis://hush h",
+        ),
+        *("redis://:hush@h:x", "redis://:hush@h:0", "redis://:hush@h:65536", "redis://:hush@[::1", "redis://h\nhush"),
+        *("redis://h/hush", "redis://h/-1", "redis://h/1/2", "redis://h?db=hush", "redis://h?hush=1"),
+        *("redis://:hu#sh@h", "redis://:hu/sh@h", "unix://", "unix:///", "unix://hush/redis.sock"),
+    ],
+)
+def test_a_wrong_redis_url_is_not_repeated(url: str) -> None:
+    (line,) = faults(FEEDMESH_REDIS_URL=url)
+    assert line.startswith("FEEDMESH_REDIS_URL is no Redis URL")
+    assert "hush" not in line
+
+
 def test_settings_that_are_passed_on_are_checked_before_anything_starts() -> None:
     given = {"FEEDMESH_MAX_FOLLOWING": "x", "FEEDMESH_POSTGRES_POOL_SIZE": "0", "FEEDMESH_REQUEST_TIMEOUT_MS": "1"}
     with pytest.raises(Refused) as caught:
@@ -59,9 +99,10 @@ def test_settings_that_are_passed_on_are_checked_before_anything_starts() -> Non
 
 
 def test_a_database_name_that_postgres_would_cut_short_is_refused() -> None:
-    settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * 57}"}, FEEDMESH)
+    longest = max(len(database.name) for database in FEEDMESH.databases)
+    settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * (62 - longest)}"}, FEEDMESH)
     with pytest.raises(Refused, match="too long"):
-        settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * 58}"}, FEEDMESH)
+        settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * (63 - longest)}"}, FEEDMESH)
 
 
 def test_a_child_gets_exactly_its_own() -> None:
@@ -72,7 +113,10 @@ def test_a_child_gets_exactly_its_own() -> None:
         | {"ranking": ((HOST, 8), (HOST, 9))},
         metrics={process.name: (HOST, 20) for process in FEEDMESH.processes},
     )
-    told = {process.name: settings.told(process, chosen, at, "dsn", "secret") for process in FEEDMESH.processes}
+    told = {
+        process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secret="secret")
+        for process in FEEDMESH.processes
+    }
     common = {"FEEDMESH_LOG_LEVEL": "debug", "FEEDMESH_METRICS_ADDRESS": "127.0.0.1:20"}
     assert told["graph"] == common | {
         "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:10",
@@ -81,6 +125,12 @@ def test_a_child_gets_exactly_its_own() -> None:
         "FEEDMESH_MAX_FOLLOWING": "7",
     }
     assert told["graph-upkeep"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn"}
+    assert told["graph-relay"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn", "FEEDMESH_REDIS_URL": "redis"}
+    assert told["ranking"] == common | {
+        "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:8",
+        "FEEDMESH_REDIS_URL": "redis",
+        "FEEDMESH_POST_TARGET": "127.0.0.1:11",
+    }
     assert told["gateway"] == common | {
         "FEEDMESH_HTTP_HOST": "127.0.0.1",
         "FEEDMESH_HTTP_PORT": "8080",

@@ -23,8 +23,13 @@ def test_reads_are_tried_again_and_writes_are_not() -> None:
         "ListUserPosts",
         "ListComments",
         "BatchGetPosts",
+        "BatchGetFollowerCounts",
+        "BatchListFollowerIds",
         "BatchListNewest",
         "BatchListSharers",
+        "ListEngagement",
+        "ListFollowerCounts",
+        "ListPostCounts",
         "BatchGetEngagement",
     }
     assert reads["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]

@@ -94,22 +94,26 @@ class PostCreated(_message.Message):
     POST_ID_FIELD_NUMBER: _builtins.int
     AUTHOR_ID_FIELD_NUMBER: _builtins.int
     ORIGINAL_ID_FIELD_NUMBER: _builtins.int
+    SHARED_POST_ID_FIELD_NUMBER: _builtins.int
     post_id: _builtins.int
     """post_id is the post's id; its creation time is in it."""
     author_id: _builtins.int
     """author_id is who wrote or shared it."""
     original_id: _builtins.int
     """original_id is the post that a share without text repeats; equal to post_id for all other posts."""
+    shared_post_id: _builtins.int
+    """shared_post_id is the post that is shared or quoted, whose count of shares has changed; 0 for none."""
     def __init__(
         self,
         *,
         post_id: _builtins.int = ...,
         author_id: _builtins.int = ...,
         original_id: _builtins.int = ...,
+        shared_post_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "original_id", b"original_id", "post_id", b"post_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "original_id", b"original_id", "post_id", b"post_id", "shared_post_id", b"shared_post_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,25 +121,29 @@ Global___PostCreated: _TypeAlias = PostCreated  # noqa: Y015
 
 @_typing.final
 class PostDeleted(_message.Message):
-    """PostDeleted tells of a post that is gone."""
+    """PostDeleted tells of a post that is gone. With an original go its plain shares, of which no event tells."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_ID_FIELD_NUMBER: _builtins.int
     AUTHOR_ID_FIELD_NUMBER: _builtins.int
+    SHARED_POST_ID_FIELD_NUMBER: _builtins.int
     post_id: _builtins.int
     """post_id is the post's id."""
     author_id: _builtins.int
-    """author_id is who wrote it."""
+    """author_id is who wrote or shared it."""
+    shared_post_id: _builtins.int
+    """shared_post_id is the post that was shared or quoted, whose count of shares has changed; 0 for none."""
     def __init__(
         self,
         *,
         post_id: _builtins.int = ...,
         author_id: _builtins.int = ...,
+        shared_post_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "post_id", b"post_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "post_id", b"post_id", "shared_post_id", b"shared_post_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

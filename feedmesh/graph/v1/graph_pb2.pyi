@@ -551,6 +551,7 @@ class BatchGetRelationsResponse(_message.Message):
         VERSION_FIELD_NUMBER: _builtins.int
         UNCHANGED_FIELD_NUMBER: _builtins.int
         FOLLOWING_IDS_FIELD_NUMBER: _builtins.int
+        FOLLOW_IDS_FIELD_NUMBER: _builtins.int
         version: _builtins.int
         """version is the relations' version, at least 1; 0 means that there is no such user."""
         unchanged: _builtins.bool
@@ -559,16 +560,21 @@ class BatchGetRelationsResponse(_message.Message):
         def following_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """following_ids are whom the viewer follows, in no order; FEEDMESH_MAX_FOLLOWING bounds them."""
 
+        @_builtins.property
+        def follow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """follow_ids are the follows, one for each of following_ids. Of one viewer's follows the later has the higher id."""
+
         def __init__(
             self,
             *,
             version: _builtins.int = ...,
             unchanged: _builtins.bool = ...,
             following_ids: _abc.Iterable[_builtins.int] | None = ...,
+            follow_ids: _abc.Iterable[_builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["following_ids", b"following_ids", "unchanged", b"unchanged", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["follow_ids", b"follow_ids", "following_ids", b"following_ids", "unchanged", b"unchanged", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -589,3 +595,213 @@ class BatchGetRelationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchGetRelationsResponse: _TypeAlias = BatchGetRelationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchListFollowerIdsRequest(_message.Message):
+    """BatchListFollowerIdsRequest asks for pages of followers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item asks for one page."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        BEFORE_FOLLOW_ID_FIELD_NUMBER: _builtins.int
+        LIMIT_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.int
+        """user_id is whose followers."""
+        before_follow_id: _builtins.int
+        """before_follow_id is next_follow_id of the page before; 0 asks for the first page."""
+        limit: _builtins.int
+        """limit is how many followers at most, 1 to 10,000."""
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.int = ...,
+            before_follow_id: _builtins.int = ...,
+            limit: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["before_follow_id", b"before_follow_id", "limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListFollowerIdsRequest.Item]:
+        """items are the pages, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListFollowerIdsRequest.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListFollowerIdsRequest: _TypeAlias = BatchListFollowerIdsRequest  # noqa: Y015
+
+@_typing.final
+class BatchListFollowerIdsResponse(_message.Message):
+    """BatchListFollowerIdsResponse answers BatchListFollowerIds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one page."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
+        NEXT_FOLLOW_ID_FIELD_NUMBER: _builtins.int
+        next_follow_id: _builtins.int
+        """next_follow_id asks for the next page; 0 at the end."""
+        @_builtins.property
+        def follower_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """follower_ids are the followers, newest follow first; none for a user who does not exist."""
+
+        def __init__(
+            self,
+            *,
+            follower_ids: _abc.Iterable[_builtins.int] | None = ...,
+            next_follow_id: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["follower_ids", b"follower_ids", "next_follow_id", b"next_follow_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListFollowerIdsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListFollowerIdsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListFollowerIdsResponse: _TypeAlias = BatchListFollowerIdsResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetFollowerCountsRequest(_message.Message):
+    """BatchGetFollowerCountsRequest asks for counts of followers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """user_ids are whose, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        user_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetFollowerCountsRequest: _TypeAlias = BatchGetFollowerCountsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetFollowerCountsResponse(_message.Message):
+    """BatchGetFollowerCountsResponse answers BatchGetFollowerCounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def followers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """followers are the counts, one for each of user_ids; 0 for a user who does not exist."""
+
+    def __init__(
+        self,
+        *,
+        followers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetFollowerCountsResponse: _TypeAlias = BatchGetFollowerCountsResponse  # noqa: Y015
+
+@_typing.final
+class ListFollowerCountsRequest(_message.Message):
+    """ListFollowerCountsRequest asks for a page of counts of followers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_USER_ID_FIELD_NUMBER: _builtins.int
+    MIN_FOLLOWERS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    after_user_id: _builtins.int
+    """after_user_id is the last user of the page before; 0 asks for the first page."""
+    min_followers: _builtins.int
+    """min_followers is how many followers a user on the page has at least; at least 1."""
+    limit: _builtins.int
+    """limit is how many users at most, 1 to 10,000."""
+    def __init__(
+        self,
+        *,
+        after_user_id: _builtins.int = ...,
+        min_followers: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_user_id", b"after_user_id", "limit", b"limit", "min_followers", b"min_followers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFollowerCountsRequest: _TypeAlias = ListFollowerCountsRequest  # noqa: Y015
+
+@_typing.final
+class ListFollowerCountsResponse(_message.Message):
+    """ListFollowerCountsResponse answers ListFollowerCounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    FOLLOWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """user_ids are the users, by rising id; fewer than limit at the end."""
+
+    @_builtins.property
+    def followers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """followers are their counts, one for each of user_ids."""
+
+    def __init__(
+        self,
+        *,
+        user_ids: _abc.Iterable[_builtins.int] | None = ...,
+        followers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFollowerCountsResponse: _TypeAlias = ListFollowerCountsResponse  # noqa: Y015

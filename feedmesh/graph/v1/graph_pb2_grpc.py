@@ -75,6 +75,21 @@ class GraphServiceStub:
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsResponse.FromString,
                 _registered_method=True)
+        self.BatchListFollowerIds = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/BatchListFollowerIds',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsResponse.FromString,
+                _registered_method=True)
+        self.BatchGetFollowerCounts = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/BatchGetFollowerCounts',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsResponse.FromString,
+                _registered_method=True)
+        self.ListFollowerCounts = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/ListFollowerCounts',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.FromString,
+                _registered_method=True)
 
 
 class GraphServiceServicer:
@@ -139,6 +154,29 @@ class GraphServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchListFollowerIds(self, request, context):
+        """BatchListFollowerIds pages through who follows each of many people, newest follow first: what fan-out goes by. Who
+        followed before the first page was read and follows still is on some page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetFollowerCounts(self, request, context):
+        """BatchGetFollowerCounts reads how many people follow each of many, exactly.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFollowerCounts(self, request, context):
+        """ListFollowerCounts pages through all people who have at least so many followers, by id. Counts may lag behind by a
+        second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GraphServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +219,21 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     servicer.BatchGetRelations,
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsResponse.SerializeToString,
+            ),
+            'BatchListFollowerIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchListFollowerIds,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsResponse.SerializeToString,
+            ),
+            'BatchGetFollowerCounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetFollowerCounts,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsResponse.SerializeToString,
+            ),
+            'ListFollowerCounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFollowerCounts,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +453,87 @@ class GraphService:
             '/feedmesh.graph.v1.GraphService/BatchGetRelations',
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsRequest.SerializeToString,
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchListFollowerIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/BatchListFollowerIds',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowerIdsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetFollowerCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/BatchGetFollowerCounts',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetFollowerCountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFollowerCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ListFollowerCounts',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,16 @@ class GraphServiceStub:
     """BatchGetRelations reads whom each of many viewers follows, or only that it has not changed since the version that
     the caller knows.
     """
+    BatchListFollowerIds: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchListFollowerIdsRequest, _graph_pb2.BatchListFollowerIdsResponse]
+    """BatchListFollowerIds pages through who follows each of many people, newest follow first: what fan-out goes by. Who
+    followed before the first page was read and follows still is on some page.
+    """
+    BatchGetFollowerCounts: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchGetFollowerCountsRequest, _graph_pb2.BatchGetFollowerCountsResponse]
+    """BatchGetFollowerCounts reads how many people follow each of many, exactly."""
+    ListFollowerCounts: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListFollowerCountsRequest, _graph_pb2.ListFollowerCountsResponse]
+    """ListFollowerCounts pages through all people who have at least so many followers, by id. Counts may lag behind by a
+    second.
+    """
 
 @_typing.type_check_only
 class GraphServiceAsyncStub(GraphServiceStub):
@@ -78,6 +88,16 @@ class GraphServiceAsyncStub(GraphServiceStub):
     BatchGetRelations: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetRelationsRequest, _graph_pb2.BatchGetRelationsResponse]  # type: ignore[assignment]
     """BatchGetRelations reads whom each of many viewers follows, or only that it has not changed since the version that
     the caller knows.
+    """
+    BatchListFollowerIds: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchListFollowerIdsRequest, _graph_pb2.BatchListFollowerIdsResponse]  # type: ignore[assignment]
+    """BatchListFollowerIds pages through who follows each of many people, newest follow first: what fan-out goes by. Who
+    followed before the first page was read and follows still is on some page.
+    """
+    BatchGetFollowerCounts: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetFollowerCountsRequest, _graph_pb2.BatchGetFollowerCountsResponse]  # type: ignore[assignment]
+    """BatchGetFollowerCounts reads how many people follow each of many, exactly."""
+    ListFollowerCounts: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListFollowerCountsRequest, _graph_pb2.ListFollowerCountsResponse]  # type: ignore[assignment]
+    """ListFollowerCounts pages through all people who have at least so many followers, by id. Counts may lag behind by a
+    second.
     """
 
 class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +169,34 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_graph_pb2.BatchGetRelationsResponse, _abc.Awaitable[_graph_pb2.BatchGetRelationsResponse]]:
         """BatchGetRelations reads whom each of many viewers follows, or only that it has not changed since the version that
         the caller knows.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchListFollowerIds(
+        self,
+        request: _graph_pb2.BatchListFollowerIdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.BatchListFollowerIdsResponse, _abc.Awaitable[_graph_pb2.BatchListFollowerIdsResponse]]:
+        """BatchListFollowerIds pages through who follows each of many people, newest follow first: what fan-out goes by. Who
+        followed before the first page was read and follows still is on some page.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetFollowerCounts(
+        self,
+        request: _graph_pb2.BatchGetFollowerCountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.BatchGetFollowerCountsResponse, _abc.Awaitable[_graph_pb2.BatchGetFollowerCountsResponse]]:
+        """BatchGetFollowerCounts reads how many people follow each of many, exactly."""
+
+    @_abc_1.abstractmethod
+    def ListFollowerCounts(
+        self,
+        request: _graph_pb2.ListFollowerCountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.ListFollowerCountsResponse, _abc.Awaitable[_graph_pb2.ListFollowerCountsResponse]]:
+        """ListFollowerCounts pages through all people who have at least so many followers, by id. Counts may lag behind by a
+        second.
         """
 
 def add_GraphServiceServicer_to_server(servicer: GraphServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

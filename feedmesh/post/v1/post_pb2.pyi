@@ -1211,3 +1211,137 @@ class BatchGetEngagementResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchGetEngagementResponse: _TypeAlias = BatchGetEngagementResponse  # noqa: Y015
+
+@_typing.final
+class ListEngagementRequest(_message.Message):
+    """ListEngagementRequest asks for a page of engaged posts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_POST_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    before_post_id: _builtins.int
+    """before_post_id is the last post of the page before; 0 asks for the first page."""
+    limit: _builtins.int
+    """limit is how many posts at most, 1 to 10,000."""
+    def __init__(
+        self,
+        *,
+        before_post_id: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_post_id", b"before_post_id", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEngagementRequest: _TypeAlias = ListEngagementRequest  # noqa: Y015
+
+@_typing.final
+class ListEngagementResponse(_message.Message):
+    """ListEngagementResponse answers ListEngagement: columns, one entry for each post."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_IDS_FIELD_NUMBER: _builtins.int
+    LIKES_FIELD_NUMBER: _builtins.int
+    COMMENTS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    HEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """post_ids are the posts, newest first; fewer than limit at the end."""
+
+    @_builtins.property
+    def likes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """likes counts each post's likes."""
+
+    @_builtins.property
+    def comments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """comments counts each post's comments."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """shares counts each post's plain shares and quotes."""
+
+    @_builtins.property
+    def heat(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """heat is each post's recent engagement as of now, as in BatchGetEngagementResponse."""
+
+    def __init__(
+        self,
+        *,
+        post_ids: _abc.Iterable[_builtins.int] | None = ...,
+        likes: _abc.Iterable[_builtins.int] | None = ...,
+        comments: _abc.Iterable[_builtins.int] | None = ...,
+        shares: _abc.Iterable[_builtins.int] | None = ...,
+        heat: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "heat", b"heat", "likes", b"likes", "post_ids", b"post_ids", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEngagementResponse: _TypeAlias = ListEngagementResponse  # noqa: Y015
+
+@_typing.final
+class ListPostCountsRequest(_message.Message):
+    """ListPostCountsRequest asks for a page of counts of posts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_USER_ID_FIELD_NUMBER: _builtins.int
+    MIN_POST_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    after_user_id: _builtins.int
+    """after_user_id is the last author of the page before; 0 asks for the first page."""
+    min_post_id: _builtins.int
+    """min_post_id is the lowest post id that is counted."""
+    limit: _builtins.int
+    """limit is how many authors at most, 1 to 10,000."""
+    def __init__(
+        self,
+        *,
+        after_user_id: _builtins.int = ...,
+        min_post_id: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_user_id", b"after_user_id", "limit", b"limit", "min_post_id", b"min_post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPostCountsRequest: _TypeAlias = ListPostCountsRequest  # noqa: Y015
+
+@_typing.final
+class ListPostCountsResponse(_message.Message):
+    """ListPostCountsResponse answers ListPostCounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    POSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """user_ids are the authors, by rising id; fewer than limit at the end."""
+
+    @_builtins.property
+    def posts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """posts are how many posts, shares and quotes each wrote, one for each of user_ids."""
+
+    def __init__(
+        self,
+        *,
+        user_ids: _abc.Iterable[_builtins.int] | None = ...,
+        posts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["posts", b"posts", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPostCountsResponse: _TypeAlias = ListPostCountsResponse  # noqa: Y015

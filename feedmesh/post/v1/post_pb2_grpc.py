@@ -105,6 +105,16 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementResponse.FromString,
                 _registered_method=True)
+        self.ListEngagement = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/ListEngagement',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementResponse.FromString,
+                _registered_method=True)
+        self.ListPostCounts = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/ListPostCounts',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.FromString,
+                _registered_method=True)
 
 
 class PostServiceServicer:
@@ -217,6 +227,20 @@ class PostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEngagement(self, request, context):
+        """ListEngagement pages through all posts that anyone engaged with, newest first: what ranking's memory is filled from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPostCounts(self, request, context):
+        """ListPostCounts pages through all people who wrote since a moment, by id, with how much they wrote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -289,6 +313,16 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.BatchGetEngagement,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementResponse.SerializeToString,
+            ),
+            'ListEngagement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEngagement,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementResponse.SerializeToString,
+            ),
+            'ListPostCounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPostCounts,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -670,6 +704,60 @@ class PostService:
             '/feedmesh.post.v1.PostService/BatchGetEngagement',
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetEngagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEngagement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/ListEngagement',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListEngagementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPostCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/ListPostCounts',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

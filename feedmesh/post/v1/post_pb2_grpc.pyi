@@ -76,6 +76,10 @@ class PostServiceStub:
     """BatchGetEngagement reads what ranking goes by: the counts of posts and how much each viewer has to do with
     authors.
     """
+    ListEngagement: _grpc.UnaryUnaryMultiCallable[_post_pb2.ListEngagementRequest, _post_pb2.ListEngagementResponse]
+    """ListEngagement pages through all posts that anyone engaged with, newest first: what ranking's memory is filled from."""
+    ListPostCounts: _grpc.UnaryUnaryMultiCallable[_post_pb2.ListPostCountsRequest, _post_pb2.ListPostCountsResponse]
+    """ListPostCounts pages through all people who wrote since a moment, by id, with how much they wrote."""
 
 @_typing.type_check_only
 class PostServiceAsyncStub(PostServiceStub):
@@ -125,6 +129,10 @@ class PostServiceAsyncStub(PostServiceStub):
     """BatchGetEngagement reads what ranking goes by: the counts of posts and how much each viewer has to do with
     authors.
     """
+    ListEngagement: _aio.UnaryUnaryMultiCallable[_post_pb2.ListEngagementRequest, _post_pb2.ListEngagementResponse]  # type: ignore[assignment]
+    """ListEngagement pages through all posts that anyone engaged with, newest first: what ranking's memory is filled from."""
+    ListPostCounts: _aio.UnaryUnaryMultiCallable[_post_pb2.ListPostCountsRequest, _post_pb2.ListPostCountsResponse]  # type: ignore[assignment]
+    """ListPostCounts pages through all people who wrote since a moment, by id, with how much they wrote."""
 
 class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     """PostService owns posts, comments, likes, shares and their exact counts."""
@@ -255,5 +263,21 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """BatchGetEngagement reads what ranking goes by: the counts of posts and how much each viewer has to do with
         authors.
         """
+
+    @_abc_1.abstractmethod
+    def ListEngagement(
+        self,
+        request: _post_pb2.ListEngagementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.ListEngagementResponse, _abc.Awaitable[_post_pb2.ListEngagementResponse]]:
+        """ListEngagement pages through all posts that anyone engaged with, newest first: what ranking's memory is filled from."""
+
+    @_abc_1.abstractmethod
+    def ListPostCounts(
+        self,
+        request: _post_pb2.ListPostCountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.ListPostCountsResponse, _abc.Awaitable[_post_pb2.ListPostCountsResponse]]:
+        """ListPostCounts pages through all people who wrote since a moment, by id, with how much they wrote."""
 
 def add_PostServiceServicer_to_server(servicer: PostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -98,7 +98,10 @@ class GetFeedResponse(_message.Message):
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """degraded names the parts that were missing and did without: "ranking" (the page is newest first)."""
+        """degraded names the parts that were missing and did without: "ranking" (the page is newest first), "redis" (home
+        timelines cannot be used; the page was read from Postgres), "graph" (whom the viewer follows is as of at most a
+        minute ago).
+        """
 
     def __init__(
         self,

@@ -1,0 +1,282 @@
+"""The transactional outbox: events are rows of the transaction that made them true, and a relay publishes them.
+
+    the service's transaction → outbox → relay → Redis Streams → consumer groups (runtime/consumer.py)
+
+At least once: a relay that dies after publishing publishes again, and what a Redis lost (runtime/epochs.py) is
+published again from the rows, which are kept for a while. A stream is trimmed only below what every group has
+acknowledged, and the relay pauses when a group lags so far that the stream would grow beyond its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from pydantic import Field
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from feedmesh.event.v1 import event_pb2
+from runtime import epochs, metrics, migrate, postgres, process, redis
+
+PARTITIONS = 4
+"""Streams of one topic, each on a Redis slot of its own. An event's key says which; changing this loses no event, but
+the streams of the old number must be empty before."""
+EVENT = b"event"
+"""The field of a stream's entry that holds the event."""
+BATCH = 500
+PRUNE_BATCH = 5_000
+KEEP_MS = 10_000
+"""Entries younger than this are not trimmed, so that readers without a group can follow (runtime/tail.py)."""
+MAX_ENTRIES = 100_000
+"""Of one stream, at some 100 bytes each; the relay pauses beyond it."""
+
+
+class RelaySettings(postgres.PostgresSettings, redis.RedisSettings):
+    """What a relay can be told."""
+
+    outbox_retention_minutes: int = Field(default=60, ge=1, le=10_080)
+    """How long events stay in the outbox: what was published within this time is published again when Redis lost it."""
+
+
+def stream_key(topic: str, partition: int) -> str:
+    """The stream of a topic's partition. The braces keep all that belongs to it on one slot of a Redis Cluster."""
+    return f"feedmesh:{{{topic}.{partition}}}:events"
+
+
+def stream_keys(topic: str) -> list[str]:
+    """All streams of a topic."""
+    return [stream_key(topic, partition) for partition in range(PARTITIONS)]
+
+
+async def add(connection: postgres.Connection, key: int, event: event_pb2.Event) -> None:
+    """Writes an event in the caller's transaction. Events of one `key` share a partition."""
+    await connection.execute(
+        "INSERT INTO outbox (partition_key, event) VALUES (%s, %s)", (key, event.SerializeToString())
+    )
+
+
+@dataclass
+class Relay:
+    """Publishes one database's outbox as one topic."""
+
+    pool: postgres.Pool
+    client: Redis
+    topic: str
+    groups: tuple[str, ...]
+    """Who must have acknowledged an entry before it may be trimmed."""
+    retention_minutes: int
+    epoch: epochs.Epoch | None = field(default=None, init=False)
+    """None until the Redis is known to be this mesh's."""
+    usable: bool = field(default=False, init=False)
+    """Whether Redis could be used when it was last looked at."""
+    paused: bool = field(default=False, init=False)
+
+    async def detect(self) -> bool:
+        """Looks whether Redis lost something, and if so has the kept events published again. Always False.
+
+        Raises where Redis cannot be used; nothing is published then.
+        """
+        usable = False
+        try:
+            server = await redis.look(self.client)
+            if reason := redis.unfit(server):
+                raise RuntimeError(reason)
+            self.epoch = await epochs.settle(self.pool, self.client, self.topic, self.epoch, server.run_id, self._redo)
+            # One that is full is known all the same: trimming makes room in it.
+            if reason := redis.full(server):
+                raise RuntimeError(reason)
+            usable = True
+        except epochs.ForeignRedisError:
+            self.epoch = None
+            raise
+        finally:
+            self.usable = usable
+            metrics.REDIS_USABLE.set(usable)
+        return False
+
+    async def _redo(self, connection: postgres.Connection) -> None:
+        # The last event and not the time: the clock may have been set back since.
+        await connection.execute(
+            "UPDATE redis_epochs SET redo_after = 0, redo_to = (SELECT max(event_id) FROM outbox) WHERE name = %s",
+            (self.topic,),
+        )
+
+    async def publish(self) -> bool:
+        """Publishes up to 500 events; True when there may be more."""
+        if self.paused or not self.usable:
+            return False
+
+        async with self.pool.connection() as connection, connection.transaction():
+            cursor = await connection.execute(
+                """
+                SELECT event_id, partition_key, event FROM outbox WHERE published_at IS NULL
+                ORDER BY event_id LIMIT %s FOR UPDATE SKIP LOCKED""",
+                (BATCH,),
+            )
+            rows = await cursor.fetchall()
+            await self._send(connection, rows)
+        return len(rows) == BATCH
+
+    async def republish(self) -> bool:
+        """Publishes up to 500 events again that Redis may have lost; True when there may be more."""
+        if self.paused or not self.usable:
+            return False
+
+        async with self.pool.connection() as connection, connection.transaction():
+            cursor = await connection.execute(
+                "SELECT redo_after, redo_to FROM redis_epochs WHERE name = %s AND redo_to IS NOT NULL FOR UPDATE",
+                (self.topic,),
+            )
+            place = await cursor.fetchone()
+            if place is None:
+                return False
+            # Unpublished ones too: a relay may have sent them to what Redis was before, and be about to commit that.
+            cursor = await connection.execute(
+                """
+                SELECT event_id, partition_key, event FROM outbox
+                WHERE event_id > %s AND event_id <= %s ORDER BY event_id LIMIT %s""",
+                (*place, BATCH),
+            )
+            rows = await cursor.fetchall()
+            await self._send(connection, rows)
+            after, to = (rows[-1][0], place[1]) if len(rows) == BATCH else (None, None)
+            await connection.execute(
+                "UPDATE redis_epochs SET redo_after = %s, redo_to = %s WHERE name = %s", (after, to, self.topic)
+            )
+            metrics.OUTBOX_REPUBLISHED.labels(self.topic).inc(len(rows))
+        return after is not None
+
+    async def _send(self, connection: postgres.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        if not rows:
+            return
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for event_id, key, payload in rows:
+                # Serialized messages that follow each other are one message with the fields of both.
+                event = event_pb2.Event(event_id=event_id).SerializeToString() + payload
+                pipeline.xadd(stream_key(self.topic, key % PARTITIONS), {EVENT: event})
+            await pipeline.execute()
+        await connection.execute(
+            "UPDATE outbox SET published_at = clock_timestamp() WHERE event_id = ANY(%s) AND published_at IS NULL",
+            ([row[0] for row in rows],),
+        )
+        metrics.OUTBOX_PUBLISHED.labels(self.topic).inc(len(rows))
+
+    async def tend(self) -> bool:
+        """Makes lacking groups, trims what all have acknowledged, pauses or goes on. Always False."""
+        longest = 0
+        for key in stream_keys(self.topic) if self.epoch else ():
+            there = await groups_of(self.client, key)
+            for group in self.groups:
+                # A full Redis refuses to make one even where it is there already, and has to be trimmed all the same.
+                if group not in there:
+                    await create_group(self.client, key, group)
+            await self._trim(key)
+            longest = max(longest, await self.client.xlen(key))
+        self.paused = longest >= MAX_ENTRIES
+        metrics.RELAY_PAUSED.labels(self.topic).set(self.paused)
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(
+                """
+                SELECT extract(epoch FROM clock_timestamp() - id_time(min(event_id)))
+                FROM outbox WHERE published_at IS NULL"""
+            )
+            row = await cursor.fetchone()
+        metrics.OUTBOX_AGE.labels(self.topic).set(row[0] if row and row[0] is not None else 0)
+        return False
+
+    async def _trim(self, key: str) -> None:
+        seconds, _ = await self.client.time()
+        keep_from = (seconds * 1000 - KEEP_MS, 0)
+        for info in await self.client.xinfo_groups(key):
+            lag = info.get("lag")
+            metrics.CONSUMER_LAG.labels(self.topic, info["name"].decode(), key).set(
+                (lag if lag is not None else -1) + info["pending"]
+            )
+            pending = await self.client.xpending(key, info["name"])
+            # What is pending is kept; otherwise all up to what was last delivered may go.
+            first = entry_id(pending["min"]) if pending["pending"] else after(entry_id(info["last-delivered-id"]))
+            keep_from = min(keep_from, first)
+        await self.client.xtrim(key, minid=f"{keep_from[0]}-{keep_from[1]}", approximate=True)
+
+    async def prune(self) -> bool:
+        """Deletes up to 5,000 events that were published long ago; True when there may be more.
+
+        None while Redis may have lost them and they are not published again yet.
+        """
+        if not self.usable:
+            return False
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(
+                """
+                DELETE FROM outbox WHERE event_id IN (
+                    SELECT event_id FROM outbox
+                    WHERE event_id < id_at(now() - make_interval(mins => %(minutes)s))
+                      AND published_at < now() - make_interval(mins => %(minutes)s)
+                      AND NOT EXISTS (SELECT FROM redis_epochs WHERE name = %(topic)s AND redo_to IS NOT NULL)
+                    ORDER BY event_id LIMIT %(limit)s
+                )""",
+                {"minutes": self.retention_minutes, "topic": self.topic, "limit": PRUNE_BATCH},
+            )
+            return cursor.rowcount == PRUNE_BATCH
+
+
+def entry_id(text: bytes) -> tuple[int, int]:
+    """A stream entry's id as numbers that compare."""
+    ms, _, sequence = text.decode().partition("-")
+    return int(ms), int(sequence)
+
+
+def after(entry: tuple[int, int]) -> tuple[int, int]:
+    """The least id above another."""
+    return entry[0], entry[1] + 1
+
+
+async def groups_of(client: Redis, key: str) -> set[str]:
+    """The names of a stream's consumer groups; none where there is no stream."""
+    try:
+        return {info["name"].decode() for info in await client.xinfo_groups(key)}
+    except ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return set()
+
+
+async def create_group(client: Redis, key: str, group: str) -> None:
+    """Makes a consumer group that begins with the stream's first entry, and the stream, unless they are there."""
+    try:
+        await client.xgroup_create(key, group, id="0", mkstream=True)
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+def run(name: str, settings: RelaySettings, package: str, topic: str, groups: tuple[str, ...]) -> NoReturn:
+    """Relays until the process is asked to stop; with `--once`, until everything is published."""
+    parser = argparse.ArgumentParser(prog=f"python -m {package}.relay")
+    parser.add_argument("--once", action="store_true", help="publish what there is, then end")
+    once = parser.parse_args().once
+
+    async def serve(running: process.Process) -> None:
+        async with postgres.connect(settings) as pool, redis.connect(settings, timeout_s=5) as client:
+            await migrate.require(pool, package)
+            await redis.require_fit(client)
+            relay = Relay(pool, client, topic, groups, settings.outbox_retention_minutes)
+            if once:
+                await relay.detect()
+                for work in (relay.tend, relay.republish, relay.publish, relay.prune):
+                    while await work():
+                        pass
+                return
+            await asyncio.gather(
+                running.every(0.5, "detect_loss", relay.detect),
+                running.every(0.02, "publish", relay.publish),
+                running.every(0.5, "republish", relay.republish),
+                running.every(1, "tend_streams", relay.tend),
+                running.every(10, "prune_outbox", relay.prune),
+            )
+
+    process.run(name, settings, serve)

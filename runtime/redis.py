@@ -1,0 +1,120 @@
+"""Redis (or Valkey): connections, and whether a server is fit for what is kept in it. Which keys: see each service.
+
+Redis is never the system of record. What is in it can be made again from Postgres, and whoever uses it must be able to
+tell when it lost something: runtime/epochs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from runtime import config
+
+RedisUrl = Annotated[str, StringConstraints(max_length=4096, pattern=r"^(rediss?|unix)://.+$")]
+"""`redis://host:port/0`, `rediss://…` with TLS, or `unix:///path/of/a.sock`."""
+
+MAX_CONNECTIONS = 64
+LEAST_VERSION = (7, 0)
+"""Functions are of Redis 7; Valkey calls itself at least that."""
+FULL = 0.98
+"""The part of its memory at which a server counts as full: it will refuse the next writes."""
+
+Connect = Callable[[Any], Awaitable[None]]
+
+
+class RedisSettings(config.Settings):
+    """What a process with a Redis can be told besides."""
+
+    redis_url: RedisUrl
+    """Redis 7 or later, or Valkey."""
+
+
+@asynccontextmanager
+async def connect(
+    settings: RedisSettings, *, timeout_s: float = 1.0, on_connect: Connect | None = None
+) -> AsyncIterator[Redis]:
+    """A client for the block; it connects when it is first used. At most 64 connections, more wait for one.
+
+    A command that gets no answer within `timeout_s` raises redis's TimeoutError. Where a connection is found broken,
+    the command is tried once more on a new one: everything that is sent here may take effect twice. `on_connect` sees
+    each new connection before anyone else and makes it ready; what it raises, the command raises.
+    """
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        redis_connect_func=on_connect,
+    )
+    client = Redis.from_pool(pool)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a Redis says of itself."""
+
+    run_id: str
+    """Another one after each start."""
+    version: tuple[int, ...]
+    eviction: str
+    """maxmemory-policy."""
+    used_bytes: int
+    max_bytes: int
+    """maxmemory; 0 for no bound."""
+
+
+async def look(client: Redis) -> Server:
+    """Asks the server about itself. Raises RedisError."""
+    server, memory = await client.info("server"), await client.info("memory")
+    return Server(
+        run_id=str(server["run_id"]),
+        version=tuple(int(part) for part in str(server["redis_version"]).split(".")),
+        eviction=str(memory.get("maxmemory_policy", "")),
+        used_bytes=int(memory["used_memory"]),
+        max_bytes=int(memory.get("maxmemory", 0)),
+    )
+
+
+def unfit(server: Server) -> str | None:
+    """Why a server of this kind can never be used, or None."""
+    if server.version < LEAST_VERSION:
+        found = ".".join(map(str, server.version))
+        return f"Redis {found} is too old: 7.0 is the least"
+    if server.eviction.startswith("allkeys"):
+        return (
+            f"Redis would drop events: its maxmemory-policy is {server.eviction}; use noeviction or one of volatile-*"
+        )
+    return None
+
+
+def full(server: Server) -> str | None:
+    """Why this server cannot be used at the moment, or None."""
+    if server.max_bytes and server.used_bytes >= FULL * server.max_bytes:
+        return f"Redis is full: {server.used_bytes} of {server.max_bytes} bytes"
+    return None
+
+
+async def require_fit(client: Redis) -> None:
+    """Ends the process with one clear line when the server can be reached and is of the wrong kind."""
+    try:
+        server = await look(client)
+    except (RedisError, OSError):
+        return
+    if reason := unfit(server):
+        config.fail(f"{config.PREFIX}REDIS_URL: {reason}")

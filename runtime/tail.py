@@ -1,0 +1,144 @@
+"""Following a topic without a consumer group: every process sees every event, and is told when it may have missed some.
+
+For what is kept in a process's memory and can be read anew from its owner. Nothing is acknowledged and nothing waits
+for a tail: the relay keeps entries for `outbox.KEEP_MS` whether or not one has read them. So events can be missed, but
+not silently: each read holds what it got against the stream's own count of all entries that it ever took, and against
+the topic's epoch (runtime/epochs.py) and the server's run, which tell of a flush, a restart, an old snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from feedmesh.event.v1 import event_pb2
+from runtime import epochs, metrics, outbox
+
+COUNT = 1_000
+"""Entries of one stream that one read takes at the most."""
+
+
+class Gap(Exception):
+    """Events may have been missed: what was made of them must be made anew, from a new position on."""
+
+
+class Place(NamedTuple):
+    """A place in one stream."""
+
+    last_id: bytes
+    """The entry before it; `0-0` at the beginning."""
+    added: int
+    """How many entries the stream ever took up to there, trimmed ones included."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in all streams of a topic, and what must stay as it is for it to mean anything."""
+
+    topic: str
+    run_id: str
+    marker: bytes
+    places: tuple[Place, ...]
+
+
+class Batch(NamedTuple):
+    """What one read got."""
+
+    events: list[event_pb2.Event]
+    """Those of one partition in their order; some may come twice."""
+    position: Position
+    """Where to go on."""
+    more: bool
+    """Whether there is more to read at once."""
+
+
+async def begin(client: Redis, topic: str) -> Position:
+    """The end of the topic as of now: reading from there gives what comes after.
+
+    What was true before is in its owner's database by then, so take the position first and read the state after. Raises
+    Gap while no relay has settled with this Redis, RedisError.
+    """
+    seen = await look(client, topic, ())
+    if seen.marker is None:
+        raise Gap(f"no relay has filled this Redis with the topic {topic} yet")
+    return Position(topic, seen.run_id, seen.marker, seen.ends)
+
+
+async def read(client: Redis, position: Position) -> Batch:
+    """The events after a position, at most 1,000 of each partition; does not wait for any. Raises Gap, RedisError.
+
+    An entry that is no event is left out and counted.
+    """
+    seen = await look(client, position.topic, position.places)
+    if seen.run_id != position.run_id or seen.marker != position.marker:
+        raise Gap("Redis is another or may have lost something")
+    places = tuple(map(advance, position.places, seen.ends, seen.entries))
+    return Batch(
+        [event for entries in seen.entries for entry in entries if (event := decoded(position.topic, entry))],
+        Position(position.topic, position.run_id, position.marker, places),
+        any(len(entries) == COUNT for entries in seen.entries),
+    )
+
+
+def advance(place: Place, end: Place, entries: Sequence[Any]) -> Place:
+    """The place after having read these entries; `end` is where the stream ended just before. Raises Gap."""
+    after = Place(entries[-1][0] if entries else place.last_id, place.added + len(entries))
+    # Fewer than before: the stream began anew. More than were read: the rest is trimmed or lies below the place. (A
+    # little fewer than are read now is fine: they came between the two commands.)
+    if end.added < place.added or (end.added > after.added and len(entries) < COUNT):
+        raise Gap("a stream was trimmed before it was read, or began anew")
+    return after
+
+
+class Seen(NamedTuple):
+    """What Redis answers to one look at a topic."""
+
+    ends: tuple[Place, ...]
+    entries: list[list[Any]]
+    marker: bytes | None
+    run_id: str
+
+
+async def look(client: Redis, topic: str, places: Sequence[Place]) -> Seen:
+    """Asks for the streams' ends, the entries after these places, the marker, and the run."""
+    keys = outbox.stream_keys(topic)
+    # One connection, so one server, and in this order: what is lost after the marker was read, the next look notices.
+    # No command names two keys and there is no transaction, for the sake of a cluster. And none blocks: a look a few
+    # times a second costs next to nothing and holds no connection.
+    async with client.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.xinfo_stream(key)
+        for key, place in zip(keys, places, strict=False):
+            pipeline.xrange(key, min=b"(" + place.last_id, count=COUNT)
+        pipeline.get(epochs.marker_key(topic))
+        pipeline.info("server")
+        answers = await pipeline.execute(raise_on_error=False)
+    ends = tuple(map(end_of, answers[: len(keys)]))
+    for answer in answers[len(keys) :]:
+        if isinstance(answer, Exception):
+            raise answer
+    *entries, marker, server = answers[len(keys) :]
+    return Seen(ends, entries, marker, str(server["run_id"]))
+
+
+def end_of(answer: Any) -> Place:
+    """Where a stream ends, by Redis's answer about it."""
+    if isinstance(answer, ResponseError) and "no such key" in str(answer):
+        return Place(b"0-0", 0)
+    if isinstance(answer, Exception):
+        raise answer
+    return Place(answer["last-generated-id"], answer["entries-added"])
+
+
+def decoded(topic: str, entry: Any) -> event_pb2.Event | None:
+    """The event of a stream's entry; None where it is none."""
+    try:
+        return event_pb2.Event.FromString(entry[1][outbox.EVENT])
+    except (KeyError, DecodeError):
+        metrics.TAIL_UNREADABLE.labels(topic).inc()
+        return None

@@ -1,0 +1,7 @@
+"""The post service's own metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+STALE_NAMES = Counter("feedmesh_post_stale_names_total", "Names shown from memory because the graph was not there.")

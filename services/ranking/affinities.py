@@ -1,0 +1,81 @@
+"""How much viewers have to do with authors, in memory: asked for on demand, dropped when a viewer does something.
+
+What happened while an answer was under way could be missing from it. So whoever asks takes a ticket first; what is
+dropped takes the ticket with it, and without it the answer is not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from cachetools import TTLCache
+
+from feedmesh.post.v1 import post_pb2
+from runtime import ids
+
+CAPACITY = 1_000_000
+"""Authors of all viewers together, at 16 bytes each, and VIEWER_COST for each viewer."""
+VIEWER_COST = 32
+"""What a viewer takes besides, in authors."""
+TTL_S = 60.0
+"""Of some changes no event tells whose they are: a comment that is deleted, likes that go with a post."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affinity:
+    """One viewer's affinities. As a ticket, an empty one stands for what is being asked for."""
+
+    authors: npt.NDArray[np.int64]
+    """Shape (m + 1,), rising; the last one is nobody."""
+    weights: npt.NDArray[np.float64]
+    """Shape (m + 1,), 0 for nobody."""
+    ticket: bool = False
+
+    def of(self, author_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """How much the viewer has to do with each of these authors; 0 for those who are not known."""
+        places = np.searchsorted(self.authors, author_ids)
+        return np.where(self.authors[places] == author_ids, self.weights[places], 0.0)
+
+
+class Affinities:
+    """The affinities of those viewers who read lately, as of at most a minute ago."""
+
+    def __init__(self) -> None:
+        self._known: TTLCache[int, Affinity] = TTLCache(
+            CAPACITY, TTL_S, getsizeof=lambda affinity: VIEWER_COST + len(affinity.authors)
+        )
+
+    def get(self, viewer_id: int) -> Affinity | None:
+        """A viewer's affinities, if they are known."""
+        found = self._known.get(viewer_id)
+        return None if found is None or found.ticket else found
+
+    def ask(self, viewer_id: int) -> Affinity:
+        """A ticket, to be taken before asking for a viewer's affinities."""
+        ticket = Affinity(np.empty(0, np.int64), np.empty(0), ticket=True)
+        self._known[viewer_id] = ticket
+        return ticket
+
+    def keep(self, viewer_id: int, ticket: Affinity, affinity: Affinity) -> None:
+        """Keeps what was asked for, unless the ticket is no longer good."""
+        if self._known.get(viewer_id) is ticket:
+            self._known[viewer_id] = affinity
+
+    def drop(self, viewer_id: int) -> None:
+        """Forgets a viewer who did something."""
+        self._known.pop(viewer_id, None)
+
+    def clear(self) -> None:
+        """Forgets everyone."""
+        self._known.clear()
+
+
+def affinity(answer: post_pb2.BatchGetEngagementResponse.Item) -> Affinity:
+    """The affinities of an answer of the post service."""
+    count = len(answer.affinity_author_ids)
+    authors = np.fromiter((*answer.affinity_author_ids, ids.MAX_ID + 1), np.int64, count + 1)
+    weights = np.fromiter((*answer.affinities, 0.0), np.float64, count + 1)
+    order = np.argsort(authors)
+    return Affinity(authors[order], weights[order])

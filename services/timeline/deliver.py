@@ -1,0 +1,85 @@
+"""Fan-out: from an event to the timelines that it belongs into. May happen twice, late and in any order.
+
+What an event claims is only where to look: the mode, the followers and their count are read now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from feedmesh.event.v1 import event_pb2
+from feedmesh.graph.v1 import graph_pb2
+from runtime import postgres
+from services.timeline import metrics, store
+from services.timeline.epoch import Guard
+from services.timeline.modes import FOLLOWERS_PAGE, Transitions
+from services.timeline.timelines import Timelines, author_key, home_key
+
+if TYPE_CHECKING:
+    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
+
+Rows = list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Fanout:
+    """The handlers of both topics."""
+
+    pool: postgres.Pool
+    guard: Guard
+    timelines: Timelines
+    graph: GraphServiceAsyncStub
+    transitions: Transitions
+
+    async def post_events(self, events: Sequence[event_pb2.Event]) -> None:
+        """Puts new posts into their author's timeline and pushes them to active followers, unless they are pulled.
+
+        Raises RedisError, psycopg.Error, Unavailable.
+        """
+        self.guard.require_usable()
+        by_author: dict[int, Rows] = {}
+        for event in events:
+            if event.HasField("post_created"):
+                made = event.post_created
+                by_author.setdefault(made.author_id, []).append((made.post_id, made.author_id, made.original_id))
+        if not by_author:
+            return
+        # Read after the events were claimed and not from a cache: see modes.py.
+        modes = await store.modes(self.pool, list(by_author))
+        for author_id, rows in by_author.items():
+            mode = modes.get(author_id, "push")
+            await self.timelines.push([author_key(author_id)], rows)
+            if mode != "pull":
+                await self.push(author_id, rows)
+            metrics.FANOUT_POSTS.labels(mode).inc(len(rows))
+        await self.transitions.consider(list(by_author))
+
+    async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
+        """Looks whether those who won or lost a follower are to be pushed or pulled. Lists are the next read's work."""
+        self.guard.require_usable()
+        changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
+        if changed:
+            await self.transitions.consider(sorted(changed))
+
+    async def push(self, author_id: int, rows: Rows) -> None:
+        """Pushes an author's posts to all followers that have a home timeline."""
+        before = 0
+        while True:
+            answer = await self.graph.BatchListFollowerIds(
+                graph_pb2.BatchListFollowerIdsRequest(
+                    items=[
+                        graph_pb2.BatchListFollowerIdsRequest.Item(
+                            user_id=author_id, before_follow_id=before, limit=FOLLOWERS_PAGE
+                        )
+                    ]
+                )
+            )
+            page = answer.items[0]
+            found = await self.timelines.push((home_key(follower_id) for follower_id in page.follower_ids), rows)
+            metrics.DELIVERIES.inc(found * len(rows))
+            metrics.DELIVERIES_TRIED.inc(len(page.follower_ids) * len(rows))
+            before = page.next_follow_id
+            if not before:
+                return

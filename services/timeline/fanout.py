@@ -1,0 +1,71 @@
+"""The fan-out worker: `python -m services.timeline.fanout [--once]`. Wiring only.
+
+Consumes the topics of posts and of the graph, and takes authors from mode to mode. Run as many as are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from feedmesh.graph.v1 import graph_pb2
+from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
+from feedmesh.post.v1 import post_pb2
+from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
+from runtime import client, config, migrate, outbox, postgres, process, redis
+from runtime.consumer import Consumer
+from services.timeline.config import FanoutSettings
+from services.timeline.deliver import Fanout
+from services.timeline.epoch import LOOK_S, Guard
+from services.timeline.modes import Transitions
+from services.timeline.timelines import Timelines
+
+GROUP = "timeline"
+
+
+async def serve(settings: FanoutSettings, running: process.Process, *, once: bool) -> None:
+    """Works until the process is asked to stop, or with `once` until there is nothing to do."""
+    async with (
+        postgres.connect(settings) as pool,
+        redis.connect(settings, timeout_s=5) as stores,
+        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
+        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+    ):
+        await migrate.require(pool, "services.timeline")
+        await redis.require_fit(stores)
+        graph, timelines = GraphServiceStub(graph_channel), Timelines(stores)
+        transitions = Transitions(pool, timelines, graph, PostServiceStub(post_channel), settings.push_max_followers)
+        guard = Guard(pool, stores)
+        await guard.look()
+        fanout = Fanout(pool, guard, timelines, graph, transitions)
+        consumers = [
+            Consumer(stores, topic, partition, GROUP, handle)
+            for topic, handle in (("post", fanout.post_events), ("graph", fanout.graph_events))
+            for partition in range(outbox.PARTITIONS)
+        ]
+        if once:
+            while sum([await consumer.step() for consumer in consumers]):
+                pass
+            await transitions.reconcile()
+            while await transitions.advance():
+                pass
+            return
+        await asyncio.gather(
+            running.every(LOOK_S, "look_at_redis", guard.look),
+            *(consumer.run(running) for consumer in consumers),
+            running.every(1, "reconcile_modes", transitions.reconcile),
+            running.every(0.25, "advance_modes", transitions.advance),
+        )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m services.timeline.fanout")
+    parser.add_argument("--once", action="store_true", help="do what there is to do, then end")
+    once = parser.parse_args().once
+    settings = config.load(FanoutSettings)
+    process.run("timeline-fanout", settings, lambda running: serve(settings, running, once=once))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The timeline service's tables in SQL, and nothing else: when an author changes their mode is decided in modes.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from runtime.postgres import Connection, Pool, fetch
+
+
+class Way(NamedTuple):
+    """An author on the way from one mode to another."""
+
+    author_id: int
+    target: str
+    """push or pull."""
+    since: str
+    """When the way began, as Postgres writes it: tells it from an earlier way of the same author."""
+
+
+async def pulled(pool: Pool, known_version: int) -> tuple[int, list[int] | None]:
+    """The version of all modes, and who is in mode both or pull; None for them where the version is the known one.
+
+    One statement, so that both are of one snapshot. Version 0 is that of no modes at all.
+    """
+    rows = await fetch(
+        pool,
+        """
+        SELECT version, CASE WHEN version <> %(known)s THEN ARRAY(SELECT author_id FROM author_modes) END
+        FROM (SELECT coalesce((SELECT modes_version FROM fanout_state), 0) AS version) AS state""",
+        {"known": known_version},
+    )
+    return rows[0][0], rows[0][1]
+
+
+async def modes(pool: Pool, author_ids: Sequence[int]) -> dict[int, str]:
+    """The modes of those authors that are not in mode push."""
+    rows = await fetch(
+        pool, "SELECT author_id, mode FROM author_modes WHERE author_id = ANY(%(ids)s)", {"ids": list(author_ids)}
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def all_pulled(pool: Pool) -> list[int]:
+    """Everyone in mode pull."""
+    return [row[0] for row in await fetch(pool, "SELECT author_id FROM author_modes WHERE mode = 'pull'")]
+
+
+async def mode_counts(pool: Pool) -> dict[tuple[str, str], int]:
+    """How many authors are in each mode with each target, those in mode push left out."""
+    rows = await fetch(pool, "SELECT mode, target, count(*) FROM author_modes GROUP BY mode, target")
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def going_to_pull(pool: Pool, after: int, limit: int) -> list[int]:
+    """A page of authors who are in mode pull or on the way there, by rising id."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT author_id FROM author_modes WHERE author_id > %(after)s AND target = 'pull'
+        ORDER BY author_id LIMIT %(limit)s""",
+        {"after": after, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def leave_push(connection: Connection, author_id: int) -> bool:
+    """Takes an author from push to both, on the way to pull. False where they are not in mode push."""
+    cursor = await connection.execute(
+        "INSERT INTO author_modes (author_id, mode, target) VALUES (%s, 'both', 'pull') ON CONFLICT DO NOTHING",
+        (author_id,),
+    )
+    return await raise_version(connection, cursor.rowcount)
+
+
+async def leave_pull(connection: Connection, author_id: int) -> bool:
+    """Takes an author from pull to both, on the way to push. False where they are not in mode pull."""
+    cursor = await connection.execute(
+        """
+        UPDATE author_modes SET mode = 'both', target = 'push', since = clock_timestamp(), lease_until = '-infinity'
+        WHERE author_id = %s AND mode = 'pull'""",
+        (author_id,),
+    )
+    return await raise_version(connection, cursor.rowcount)
+
+
+async def arrive_at_pull(connection: Connection, way: Way) -> bool:
+    """Ends a way to pull. False where it has ended."""
+    cursor = await connection.execute(
+        """
+        UPDATE author_modes SET mode = 'pull'
+        WHERE author_id = %s AND mode = 'both' AND target = 'pull' AND since = %s::timestamptz""",
+        (way.author_id, way.since),
+    )
+    return await raise_version(connection, cursor.rowcount)
+
+
+async def arrive_at_push(connection: Connection, way: Way) -> bool:
+    """Ends a way to push. False where it has ended."""
+    cursor = await connection.execute(
+        """
+        DELETE FROM author_modes
+        WHERE author_id = %s AND mode = 'both' AND target = 'push' AND since = %s::timestamptz""",
+        (way.author_id, way.since),
+    )
+    return await raise_version(connection, cursor.rowcount)
+
+
+async def raise_version(connection: Connection, changed: int) -> bool:
+    """Raises the version of all modes where one has changed."""
+    if changed:
+        await connection.execute(
+            """
+            INSERT INTO fanout_state DEFAULT VALUES
+            ON CONFLICT (only_row) DO UPDATE SET modes_version = fanout_state.modes_version + 1"""
+        )
+    return changed > 0
+
+
+async def on_the_way(pool: Pool, older_than_s: float, limit: int) -> list[Way]:
+    """Authors in mode both whom nobody is at work on: those to push, and those to pull for at least so long."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT author_id, target, since::text FROM author_modes
+        WHERE mode = 'both' AND lease_until < clock_timestamp()
+          AND (target = 'push' OR since < clock_timestamp() - make_interval(secs => %(age)s))
+        ORDER BY since LIMIT %(limit)s""",
+        {"age": older_than_s, "limit": limit},
+    )
+    return [Way(*row) for row in rows]
+
+
+async def lease(pool: Pool, way: Way, seconds: float, *, renewed: bool) -> bool:
+    """Takes or renews the work on a way. False where another has it, or it has ended."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            UPDATE author_modes SET lease_until = clock_timestamp() + make_interval(secs => %s)
+            WHERE author_id = %s AND mode = 'both' AND since = %s::timestamptz
+              AND (%s OR lease_until < clock_timestamp())""",
+            (seconds, way.author_id, way.since, renewed),
+        )
+        return cursor.rowcount > 0
+
+
+async def limit(pool: Pool) -> tuple[int | None, int | None]:
+    """The limit that the operator set (None for none), and the one that all authors were last looked at with."""
+    rows = await fetch(pool, "SELECT max_followers, reconciled_limit FROM fanout_state")
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
+
+
+async def set_limit(pool: Pool, max_followers: int | None) -> None:
+    """Sets the limit for all replicas; None goes back to the setting."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO fanout_state (max_followers) VALUES (%(limit)s)
+            ON CONFLICT (only_row) DO UPDATE SET max_followers = %(limit)s""",
+            {"limit": max_followers},
+        )
+
+
+async def set_reconciled(pool: Pool, max_followers: int) -> None:
+    """Remembers that all authors were looked at with a limit."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO fanout_state (reconciled_limit) VALUES (%(limit)s)
+            ON CONFLICT (only_row) DO UPDATE SET reconciled_limit = %(limit)s""",
+            {"limit": max_followers},
+        )

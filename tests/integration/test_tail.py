@@ -1,0 +1,199 @@
+"""Following a topic without a group: every event is seen, and what may have been missed is never missed silently."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from feedmesh.event.v1 import event_pb2
+from launch.valkey import Running
+from runtime import epochs, metrics, outbox, redis, tail
+
+TOPIC = "test"
+KEYS = outbox.stream_keys(TOPIC)
+MARKER = b"mesh:1"
+
+
+@pytest_asyncio.fixture
+async def client(valkey: Running) -> AsyncIterator[Redis]:
+    """A client of an empty Redis that a relay has settled with."""
+    async with redis.connect(redis.RedisSettings(redis_url=valkey.url)) as client:
+        await client.flushall()
+        await client.set(epochs.marker_key(TOPIC), MARKER)
+        yield client
+
+
+async def publish(client: Redis, *event_ids: int) -> None:
+    """Adds events as the relay does."""
+    async with client.pipeline(transaction=False) as pipeline:
+        for event_id in event_ids:
+            event = event_pb2.Event(event_id=event_id).SerializeToString()
+            pipeline.xadd(outbox.stream_key(TOPIC, event_id % outbox.PARTITIONS), {outbox.EVENT: event})
+        await pipeline.execute()
+
+
+async def read(client: Redis, position: tail.Position) -> tuple[set[int], tail.Position]:
+    """The ids of the events after a position, and where to go on; there must not be more."""
+    batch = await tail.read(client, position)
+    assert not batch.more
+    return {event.event_id for event in batch.events}, batch.position
+
+
+async def test_what_comes_after_the_position_is_read_once_from_every_partition(client: Redis) -> None:
+    await publish(client, 1, 2)
+    position = await tail.begin(client, TOPIC)
+    await publish(client, *range(3, 13))
+    seen, position = await read(client, position)
+    assert seen == set(range(3, 13))
+    await publish(client, 13)
+    seen, position = await read(client, position)
+    assert seen == {13}
+    assert await read(client, position) == (set(), position)
+
+
+async def test_a_long_stream_is_read_in_bounded_steps(client: Redis) -> None:
+    position = await tail.begin(client, TOPIC)
+    event_ids = range(0, 4 * (tail.COUNT + 5), 4)
+    await publish(client, *event_ids)
+    batch = await tail.read(client, position)
+    assert len(batch.events) == tail.COUNT
+    assert batch.more
+    rest, _ = await read(client, batch.position)
+    assert {event.event_id for event in batch.events} | rest == set(event_ids)
+
+
+async def test_entries_that_are_no_event_are_left_out_and_counted(client: Redis) -> None:
+    unreadable = metrics.TAIL_UNREADABLE.labels(TOPIC)._value.get()
+    position = await tail.begin(client, TOPIC)
+    await client.xadd(KEYS[0], {outbox.EVENT: b"\xff\xff"})
+    await client.xadd(KEYS[0], {b"other": b"field"})
+    await publish(client, 4)
+    seen, _ = await read(client, position)
+    assert seen == {4}
+    assert metrics.TAIL_UNREADABLE.labels(TOPIC)._value.get() == unreadable + 2
+
+
+async def test_trimming_what_was_read_is_no_gap(client: Redis) -> None:
+    await publish(client, 1)
+    position = await tail.begin(client, TOPIC)
+    await publish(client, 5)
+    _, position = await read(client, position)
+    await client.xtrim(KEYS[1], maxlen=0, approximate=False)
+    await publish(client, 9)
+    seen, _ = await read(client, position)
+    assert seen == {9}
+
+
+async def test_nothing_is_missed_while_others_write(client: Redis) -> None:
+    position = await tail.begin(client, TOPIC)
+
+    async def write(writer: int) -> None:
+        for number in range(300):
+            await publish(client, 10_000 * writer + number)
+
+    writers = asyncio.gather(*(write(writer) for writer in range(1, 5)))
+    seen: list[int] = []
+    while True:
+        done = writers.done()
+        batch = await tail.read(client, position)
+        seen += [event.event_id for event in batch.events]
+        position = batch.position
+        if done and not batch.more:
+            break
+    await writers
+    assert sorted(seen) == [10_000 * writer + number for writer in range(1, 5) for number in range(300)]
+
+
+async def test_without_a_settled_relay_there_is_no_position(client: Redis) -> None:
+    await client.delete(epochs.marker_key(TOPIC))
+    with pytest.raises(tail.Gap):
+        await tail.begin(client, TOPIC)
+
+
+async def flush(client: Redis) -> None:
+    await client.flushall()
+
+
+async def flush_and_fill(client: Redis) -> None:
+    """What a relay makes of a flush, as fast as it can."""
+    await client.flushall()
+    await client.set(epochs.marker_key(TOPIC), b"mesh:2")
+    await publish(client, *range(40))
+
+
+async def trim_unread(client: Redis) -> None:
+    await publish(client, 1)
+    await client.xtrim(KEYS[1], maxlen=0, approximate=False)
+
+
+async def trim_part_of_the_unread(client: Redis) -> None:
+    await publish(client, 1, 5, 9)
+    await client.xtrim(KEYS[1], maxlen=2, approximate=False)
+
+
+async def remove_a_stream(client: Redis) -> None:
+    await client.delete(KEYS[1])
+
+
+async def remove_a_stream_and_add_less(client: Redis) -> None:
+    await client.delete(KEYS[1])
+    await publish(client, 1)
+
+
+async def raise_the_epoch(client: Redis) -> None:
+    await client.set(epochs.marker_key(TOPIC), b"mesh:2")
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        flush,
+        flush_and_fill,
+        trim_unread,
+        trim_part_of_the_unread,
+        remove_a_stream,
+        remove_a_stream_and_add_less,
+        raise_the_epoch,
+    ],
+)
+async def test_a_loss_is_noticed(client: Redis, lose: Callable[[Redis], Awaitable[None]]) -> None:
+    await publish(client, *range(8))
+    position = await tail.begin(client, TOPIC)
+    await publish(client, *range(8, 16))
+    _, position = await read(client, position)
+    await lose(client)
+    with pytest.raises(tail.Gap):
+        await tail.read(client, position)
+
+
+async def test_a_stream_that_began_anew_and_grew_is_noticed_one_read_later(client: Redis) -> None:
+    await publish(client, 1)
+    position = await tail.begin(client, TOPIC)
+    await client.delete(KEYS[1])
+    await publish(client, 1, 5, 9)
+    _, position = await read(client, position)
+    with pytest.raises(tail.Gap):
+        await tail.read(client, position)
+
+
+async def test_a_restart_and_an_old_snapshot_are_noticed(client: Redis, valkey: Running) -> None:
+    await publish(client, 1)
+    await client.save()
+    try:
+        position = await tail.begin(client, TOPIC)
+        valkey.kill()
+        with pytest.raises((RedisError, OSError)):
+            await tail.read(client, position)
+        valkey.restart()
+        # All is as it was, the marker too.
+        assert await client.get(epochs.marker_key(TOPIC)) == MARKER
+        with pytest.raises(tail.Gap):
+            await tail.read(client, position)
+    finally:
+        valkey.snapshot.unlink()
+        valkey.restart()

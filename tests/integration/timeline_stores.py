@@ -1,0 +1,73 @@
+"""What a timeline service stands on, within a test: a Redis, emptied, and a database of modes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+
+from launch.valkey import Running as Valkey
+from runtime import postgres, redis
+from services.timeline.authors import Authors
+from services.timeline.deliver import Fanout
+from services.timeline.epoch import Guard
+from services.timeline.modes import Modes, Transitions
+from services.timeline.skeleton import Sources
+from services.timeline.timelines import Timelines
+from tests.fakes.databases import Databases, settings_of
+
+if TYPE_CHECKING:
+    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
+    from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
+
+ACTIVE_S = 3600
+
+
+@dataclass(frozen=True)
+class TimelineStores:
+    """The stores, and the parts of the service that use them."""
+
+    url: str
+    client: Redis
+    """One that is not guarded."""
+    pool: postgres.Pool
+    timelines: Timelines
+    stack: AsyncExitStack
+
+    async def sources(self, post: PostServiceAsyncStub) -> Sources:
+        """What one more replica reads from: a guard, a client and caches of its own."""
+        guard = Guard(self.pool, self.client)
+        await guard.look()
+        own = await self.stack.enter_async_context(redis.connect(settings(self.url), on_connect=guard.admit))
+        timelines = Timelines(own, ACTIVE_S, self.timelines.cap, self.timelines.slack)
+        return Sources(post, guard, timelines, Authors(timelines, post), Modes(self.pool))
+
+    async def fanout(self, graph: GraphServiceAsyncStub, post: PostServiceAsyncStub, *, limit: int) -> Fanout:
+        """The handlers of one more fan-out worker."""
+        guard = Guard(self.pool, self.client)
+        await guard.look()
+        transitions = Transitions(self.pool, self.timelines, graph, post, default_limit=limit)
+        return Fanout(self.pool, guard, self.timelines, graph, transitions)
+
+
+@asynccontextmanager
+async def timeline_stores(
+    databases: Databases, valkey: Valkey, *, cap: int = 10, slack: int = 3
+) -> AsyncIterator[TimelineStores]:
+    """Stores for the block, with lists that hold so little that their ends are met all the time."""
+    async with (
+        AsyncExitStack() as stack,
+        databases.lend("services.timeline") as dsn,
+        postgres.connect(settings_of(dsn)) as pool,
+        redis.connect(settings(valkey.url), timeout_s=5) as client,
+    ):
+        await client.flushall()
+        yield TimelineStores(valkey.url, client, pool, Timelines(client, ACTIVE_S, cap, slack), stack)
+
+
+def settings(url: str) -> redis.RedisSettings:
+    """What a process with this Redis is told."""
+    return redis.RedisSettings(redis_url=url)
