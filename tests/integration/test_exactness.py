@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
@@ -21,11 +22,12 @@ from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServi
 from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from launch.valkey import Running as Valkey
-from runtime import client, postgres
+from runtime import client, counts, postgres
 from runtime.consumer import Consumer
 from runtime.outbox import EVENT, PARTITIONS, Relay, stream_keys
 from runtime.paging import Cursors
 from services.graph import servicer as graph_service
+from services.graph.store import USER_COUNTS
 from services.post import servicer as post_service
 from services.post.people import People
 from services.timeline import modes, store
@@ -145,7 +147,7 @@ class World:
         for worker in self.workers:
             while sum([await consumer.step() for consumer in worker]):
                 pass
-        await self.fanout.transitions.reconcile()
+        await self.reconcile()
         for _ in range(3):
             await self.fanout.transitions.advance()
 
@@ -256,6 +258,7 @@ class World:
 
     async def reconcile(self) -> None:
         """Transitions look at everyone, if the limit is another."""
+        await counts.fold(self.relays[1].pool, USER_COUNTS)
         await self.fanout.transitions.reconcile()
 
     async def advance(self) -> None:
@@ -359,3 +362,84 @@ async def test_every_feed_equals_what_was_written(worlds: Worlds, seed: int, los
         for _ in range(ACTS):
             await mesh.act((chance.choice(HAPPENS + losses), chance.randrange(PEOPLE), chance.randrange(10**6)))
         await mesh.check()
+
+
+async def published(mesh: World, topic: int) -> list[event_pb2.Event]:
+    """All events of a topic so far, in the order of their ids; no consumer has seen one."""
+    relay = mesh.relays[topic]
+    while await relay.publish():
+        pass
+    events = []
+    for key in stream_keys(relay.topic):
+        entries: Any = await mesh.stores.client.xrange(key)
+        events += [event_pb2.Event.FromString(fields[EVENT]) for _, fields in entries]
+    return sorted(events, key=lambda event: event.event_id)
+
+
+async def test_an_unfollow_that_is_handled_after_the_next_follow_takes_nothing_away(worlds: Worlds) -> None:
+    async with worlds() as mesh:
+        await mesh.notice()
+        await mesh.follow(0, 1)
+        await mesh.read(0, 0)
+        await mesh.unfollow(0, 1)
+        await mesh.write(1)  # to nobody
+        await mesh.read(0, 1)
+        await mesh.follow(0, 1)
+        await mesh.write(1)
+        graph_events = [event for event in await published(mesh, 1) if event.HasField("follow_changed")]
+        assert [event.follow_changed.following for event in graph_events] == [True, False, True]
+        for event in [graph_events[2], graph_events[0], graph_events[1]]:
+            await mesh.fanout.graph_events([event])
+        await mesh.fanout.post_events(await published(mesh, 0))
+        for replica in (0, 1):
+            assert await mesh.read(0, replica) == (mesh.expected(0), set())
+        assert len(mesh.expected(0)) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_events_that_come_twice_and_in_any_order_change_nothing(worlds: Worlds, seed: int) -> None:
+    chance = random.Random(seed)
+    async with worlds() as mesh:
+        await mesh.notice()
+        for act in EVERYONE:
+            await mesh.act(act)
+        for reader in range(PEOPLE):
+            await mesh.read(reader, 0)
+        for _ in range(25):
+            await mesh.act((chance.choice("ppppsdfu"), chance.randrange(PEOPLE), chance.randrange(10**6)))
+        for topic, handle in ((0, mesh.fanout.post_events), (1, mesh.fanout.graph_events)):
+            events = await published(mesh, topic) * 3
+            chance.shuffle(events)
+            for event in events:
+                await handle([event])
+        for reader in range(PEOPLE):
+            assert await mesh.read(reader, 1) == (mesh.expected(reader), set())
+
+
+async def test_a_reader_who_knows_an_author_as_pushed_misses_nothing_that_is_written_on_the_way_to_pull(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "FRESH_S", 60.0)
+    monkeypatch.setattr(modes, "STALE_S", 60.0)
+    async with worlds() as mesh:
+        await mesh.notice()
+        await mesh.follow(0, 1)
+        await mesh.read(0, 0)  # its replica knows: nobody is pulled
+        await store.set_limit(mesh.stores.pool, 0)
+        await mesh.reconcile()
+        assert set((await store.modes(mesh.stores.pool, mesh.people)).values()) == {"both"}
+        await mesh.write(1)
+        await mesh.fanout.post_events(await published(mesh, 0))
+        assert await mesh.read(0, 0) == (mesh.expected(0), set())
+
+
+async def test_a_read_that_takes_longer_than_its_knowledge_of_the_modes_begins_again(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worlds() as mesh:
+        await mesh.notice()
+        await mesh.follow(0, 1)
+        await mesh.write(1)
+        await mesh.settle()
+        monkeypatch.setattr(modes, "STALE_S", -1.0)
+        assert await mesh.read(0, 0) == (mesh.expected(0), {"redis"})
