@@ -53,7 +53,7 @@ MAX_DEAD = 100
 FORGOTTEN_MS = 3_600_000
 """A member that has nothing and was silent for so long is forgotten."""
 REFUSALS = ("MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ")
-"""What a Redis answers that takes no writes, or nothing, for now: errors that redis knows no class for, or several."""
+"""How the answers of a Redis begin that takes no writes, or nothing, for now."""
 
 Handle = Callable[[Sequence[event_pb2.Event]], Awaitable[None]]
 """Handles a batch of events. Raising says that none is known to be handled; then each is handled alone."""
@@ -280,7 +280,7 @@ class Consumer:
         }
         # Once, it may have been anything. Whoever dies again tells which one it is, if each is taken and handled alone.
         suspects = [entry for entry, times in deliveries.items() if times > 1]
-        entries = await self._claim([entry for entry, times in deliveries.items() if times == 1])
+        entries = await self._claim([entry for entry, times in deliveries.items() if times <= 1])
         taken = len(entries)
         await self._take(entries)
         for suspect in suspects:
