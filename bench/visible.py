@@ -18,8 +18,8 @@ POLL_S = 0.01
 """Between an answer without the post and the next question."""
 LATE_S = 10.0
 """A post that is not seen within this time counts as lost."""
-LIMIT = 100
-"""Posts on the page that is looked at: others' newer ones may have pushed it down."""
+LIMIT = 20
+"""Posts on the page that is looked at, as people read it."""
 
 
 async def probe(

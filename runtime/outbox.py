@@ -28,6 +28,8 @@ the streams of the old number must be empty before."""
 EVENT = b"event"
 """The field of a stream's entry that holds the event."""
 BATCH = 500
+CALM_LAG = 100
+"""Events of one stream that a group may have before it while old ones are published again."""
 PRUNE_BATCH = 5_000
 KEEP_MS = 10_000
 """Entries younger than this are not trimmed, so that readers without a group can follow (runtime/tail.py)."""
@@ -149,6 +151,14 @@ class Relay:
             )
             metrics.OUTBOX_REPUBLISHED.labels(self.topic).inc(len(rows))
         return after is not None
+
+    async def republish_calmly(self) -> bool:
+        """Publishes again unless a group has enough to do, so that new events wait behind some hundreds of old ones."""
+        for key in stream_keys(self.topic):
+            for info in await self.client.xinfo_groups(key):
+                if (info.get("lag") or 0) + info["pending"] >= CALM_LAG:
+                    return False
+        return await self.republish()
 
     async def _send(self, connection: postgres.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         if not rows:
@@ -274,7 +284,7 @@ def run(name: str, settings: RelaySettings, package: str, topic: str, groups: tu
             await asyncio.gather(
                 running.every(0.5, "detect_loss", relay.detect),
                 running.every(0.02, "publish", relay.publish),
-                running.every(0.5, "republish", relay.republish),
+                running.every(0.1, "republish", relay.republish_calmly),
                 running.every(1, "tend_streams", relay.tend),
                 running.every(10, "prune_outbox", relay.prune),
             )

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[int, int, int]]
 
+PAGED_AUTHORS = 50
+"""Authors whose followers are read at once."""
+
 
 @dataclass(frozen=True)
 class Fanout:
@@ -49,11 +52,9 @@ class Fanout:
         # Read after the events were claimed and not from a cache: see modes.py.
         modes = await store.modes(self.pool, list(by_author))
         for author_id, rows in by_author.items():
-            mode = modes.get(author_id, "push")
-            await self.timelines.push([author_key(author_id)], rows)
-            if mode != "pull":
-                await self.push(author_id, rows)
-            metrics.FANOUT_POSTS.labels(mode).inc(len(rows))
+            metrics.FANOUT_POSTS.labels(modes.get(author_id, "push")).inc(len(rows))
+        await self.timelines.push(([author_key(author_id)], rows) for author_id, rows in by_author.items())
+        await self.push({author: rows for author, rows in by_author.items() if modes.get(author) != "pull"})
         await self.transitions.consider(list(by_author))
 
     async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
@@ -63,23 +64,23 @@ class Fanout:
         if changed:
             await self.transitions.consider(sorted(changed))
 
-    async def push(self, author_id: int, rows: Rows) -> None:
-        """Pushes an author's posts to all followers that have a home timeline."""
-        before = 0
-        while True:
-            answer = await self.graph.BatchListFollowerIds(
-                graph_pb2.BatchListFollowerIdsRequest(
-                    items=[
-                        graph_pb2.BatchListFollowerIdsRequest.Item(
-                            user_id=author_id, before_follow_id=before, limit=FOLLOWERS_PAGE
-                        )
-                    ]
-                )
-            )
-            page = answer.items[0]
-            found = await self.timelines.push((home_key(follower_id) for follower_id in page.follower_ids), rows)
-            metrics.DELIVERIES.inc(found * len(rows))
-            metrics.DELIVERIES_TRIED.inc(len(page.follower_ids) * len(rows))
-            before = page.next_follow_id
-            if not before:
-                return
+    async def push(self, by_author: dict[int, Rows]) -> None:
+        """Pushes authors' posts to all of their followers that have a home timeline."""
+        places = dict.fromkeys(by_author, 0)
+        while places:
+            # Pages of many authors at once, then with few followers each: an answer has a bound.
+            some = list(places.items())[:PAGED_AUTHORS]
+            request = graph_pb2.BatchListFollowerIdsRequest()
+            for author_id, before in some:
+                request.items.add(user_id=author_id, before_follow_id=before, limit=FOLLOWERS_PAGE // len(some))
+            answer = await self.graph.BatchListFollowerIds(request)
+            pushes = []
+            for (author_id, _), page in zip(some, answer.items, strict=True):
+                rows = by_author[author_id]
+                pushes.append((map(home_key, page.follower_ids), rows))
+                metrics.DELIVERIES_TRIED.inc(len(page.follower_ids) * len(rows))
+                if page.next_follow_id:
+                    places[author_id] = page.next_follow_id
+                else:
+                    del places[author_id]
+            metrics.DELIVERIES.inc(await self.timelines.push(pushes))

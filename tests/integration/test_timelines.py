@@ -57,7 +57,7 @@ async def make(timelines: Timelines, of: Members, floor: int = 0, horizon: int =
 async def test_a_push_reaches_only_lists_that_are_there(timelines: Timelines) -> None:
     await make(timelines, rows([]))
     others = [home_key(user) for user in range(1000, 1100)]
-    assert await timelines.push([*others, KEY], rows([3, 4])) == 1
+    assert await timelines.push([([*others, KEY], rows([3, 4]))]) == 2
     assert await held(timelines) == ([4, 3], 0)
     assert not any(await timelines.read_all(others))
 
@@ -66,19 +66,19 @@ async def test_what_is_not_read_expires_and_reading_renews_it(timelines: Timelin
     await make(timelines, rows([1]))
     assert ACTIVE_S - 5 <= await timelines.client.ttl(KEY) <= ACTIVE_S
     await timelines.client.expire(KEY, 10)
-    await timelines.push([KEY], rows([2]))
+    await timelines.push([([KEY], rows([2]))])
     assert await timelines.client.ttl(KEY) <= 10
     await timelines.read(KEY)
     assert await timelines.client.ttl(KEY) > 10
     await timelines.client.expire(KEY, 10)
-    await timelines.push([KEY], rows(range(3, 30)))
+    await timelines.push([([KEY], rows(range(3, 30)))])
     assert await timelines.client.ttl(KEY) <= 10, "a trim keeps the time to live"
 
 
 async def test_a_list_keeps_the_newest_and_says_what_it_cut_off(timelines: Timelines) -> None:
     await make(timelines, rows([]))
     for post_id in range(1, 40):
-        await timelines.push([KEY], rows([post_id]))
+        await timelines.push([([KEY], rows([post_id]))])
         found, floor = await held(timelines)
         assert len(found) <= 13
         assert found == list(range(post_id, floor, -1))
@@ -94,7 +94,7 @@ async def test_a_trim_of_an_unordered_list_leaves_no_hole(timelines: Timelines) 
         for _ in range(40):
             batch = [chance.randrange(1, 60) for _ in range(chance.randrange(1, 4))]
             pushed.update(batch)
-            await timelines.push([KEY], rows(batch))
+            await timelines.push([([KEY], rows(batch))])
             found, floor = await held(timelines)
             assert found == sorted((post_id for post_id in pushed if post_id > floor), reverse=True)
             assert await timelines.client.llen(KEY) <= 14
@@ -103,7 +103,7 @@ async def test_a_trim_of_an_unordered_list_leaves_no_hole(timelines: Timelines) 
 async def test_a_list_that_is_being_built_takes_pushes_and_covers_nothing(timelines: Timelines) -> None:
     made = await timelines.create(KEY, EPOCH)
     assert made.covers_nothing
-    await timelines.push([KEY], rows([9, 8]))
+    await timelines.push([([KEY], rows([9, 8]))])
     between = await timelines.read(KEY)
     assert between is not None
     assert between.covers_nothing
@@ -113,7 +113,7 @@ async def test_a_list_that_is_being_built_takes_pushes_and_covers_nothing(timeli
 
 async def test_a_builder_that_dies_leaves_a_list_that_the_next_reader_builds(timelines: Timelines) -> None:
     died = await timelines.create(KEY, EPOCH)
-    await timelines.push([KEY], rows([9]))
+    await timelines.push([([KEY], rows([9]))])
     found = await timelines.read(KEY)
     assert found is not None
     assert found.covers_nothing
@@ -127,7 +127,7 @@ async def test_a_slow_builder_changes_nothing_where_another_was_faster(timelines
     slow = await timelines.create(KEY, EPOCH)
     await make(timelines, falling(9, 1))
     for post_id in range(10, 30):
-        await timelines.push([KEY], rows([post_id]))
+        await timelines.push([([KEY], rows([post_id]))])
     before = await held(timelines)
     # It read Postgres before 10 to 29 were written, and some of those were cut off since.
     assert not await timelines.fill(KEY, slow.incarnation, falling(9, 1), 0, HORIZON)
@@ -147,7 +147,7 @@ async def test_a_slow_builder_fills_no_later_list(timelines: Timelines) -> None:
 async def test_a_list_that_takes_too_many_pushes_while_it_is_built_is_given_up(timelines: Timelines) -> None:
     made = await timelines.create(KEY, EPOCH)
     for post_id in range(1, 40):
-        await timelines.push([KEY], rows([post_id]))
+        await timelines.push([([KEY], rows([post_id]))])
     assert await timelines.client.llen(KEY) <= 31
     assert not await timelines.fill(KEY, made.incarnation, rows([]), 0, HORIZON)
     assert await timelines.read(KEY) is None
@@ -237,7 +237,7 @@ async def test_ids_of_every_size_go_through_the_functions_unharmed(timelines: Ti
     await make(timelines, rows([post_id]), floor=post_id - 1, horizon=post_id)
     for number in range(post_id - 20, post_id):
         if number > 0:
-            await timelines.push([KEY], rows([number]))
+            await timelines.push([([KEY], rows([number]))])
     found = await timelines.read(KEY)
     assert found is not None
     assert (found.floor, found.horizon, found.epoch) == (post_id - 1, post_id, EPOCH)

@@ -7,6 +7,7 @@ import dataclasses
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -130,18 +131,20 @@ async def test_a_command_without_an_answer_ends_in_time_and_is_not_sent_again(tm
 async def test_connections_are_bounded_and_more_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "MAX_CONNECTIONS", 4)
     with embedded.running(tmp_path) as server:
-        async with redis.connect(settings(server)) as watcher, redis.connect(settings(server)) as client:
+        async with redis.connect(settings(server)) as watcher, redis.connect(settings(server), timeout_s=5) as client:
             await asyncio.gather(*(client.incr("counter") for _ in range(200)))
             assert await client.get("counter") == b"200"
             # The watcher's own is one.
             assert (await watcher.info("clients"))["connected_clients"] <= 5
         async with redis.connect(settings(server), timeout_s=0.2) as client:
-            holding = asyncio.gather(*(client.blpop([f"key {n}"], timeout=5) for n in range(4)), return_exceptions=True)
-            await asyncio.sleep(0)
+            pool: Any = client.connection_pool
+            held = [await pool.get_connection() for _ in range(4)]
             with pytest.raises(RedisConnectionError, match="No connection available"):
                 await client.ping()
-            await holding
-            assert await client.ping()
+            waiting = asyncio.ensure_future(client.incr("counter"))
+            for connection in held:
+                await pool.release(connection)
+            assert await waiting == 201
 
 
 async def test_what_makes_a_connection_ready_may_refuse_it(tmp_path: Path) -> None:
