@@ -48,7 +48,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         " FEEDMESH_DATA_DIR (default .data) and stops it at the end. Each run adds people of its own.",
     )
     parser.add_argument("--seconds", type=seconds, default=60.0, help="how long to drive (default 60)")
-    parser.add_argument("--connections", type=connections, default=32, help="connections at once (default 32)")
+    parser.add_argument("--connections", type=connections, default=8, help="connections at once (default 8)")
     return parser.parse_args(argv)
 
 

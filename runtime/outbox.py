@@ -155,6 +155,8 @@ class Relay:
     async def republish_calmly(self) -> bool:
         """Publishes again unless a group has enough to do, so that new events wait behind some hundreds of old ones."""
         for key in stream_keys(self.topic):
+            if not await self.client.exists(key):
+                return False  # until `tend` has made the groups again
             for info in await self.client.xinfo_groups(key):
                 if (info.get("lag") or 0) + info["pending"] >= CALM_LAG:
                     return False

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
-from runtime import postgres
+from runtime import errors, postgres
 from services.timeline import metrics, store
-from services.timeline.epoch import Guard
+from services.timeline.epoch import Guard, UnusableError
 from services.timeline.modes import FOLLOWERS_PAGE, Transitions
 from services.timeline.timelines import Timelines, author_key, home_key
 
@@ -41,7 +41,7 @@ class Fanout:
 
         Raises RedisError, psycopg.Error, Unavailable.
         """
-        self.guard.require_usable()
+        self.require_redis()
         by_author: dict[int, Rows] = {}
         for event in events:
             if event.HasField("post_created"):
@@ -59,10 +59,17 @@ class Fanout:
 
     async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Looks whether those who won or lost a follower are to be pushed or pulled. Lists are the next read's work."""
-        self.guard.require_usable()
+        self.require_redis()
         changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
         if changed:
             await self.transitions.consider(sorted(changed))
+
+    def require_redis(self) -> None:
+        """Lets events wait while Redis cannot be used or is another mesh's. Raises Unavailable."""
+        try:
+            _ = self.guard.epoch
+        except UnusableError as error:
+            raise errors.Unavailable(str(error)) from None
 
     async def push(self, by_author: dict[int, Rows]) -> None:
         """Pushes authors' posts to all of their followers that have a home timeline."""

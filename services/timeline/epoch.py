@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from runtime import epochs, errors, metrics, postgres, redis
+from runtime import epochs, metrics, postgres, redis
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ NAME = "timelines"
 LOOK_S = 0.25
 
 
-class UnusableError(errors.Unavailable):
-    """Redis cannot be used now. A feed is read from Postgres then; an event waits."""
+class UnusableError(Exception):
+    """Redis cannot be used now; a feed is to be read from Postgres."""
 
 
 class Guard:
@@ -40,14 +40,9 @@ class Guard:
     @property
     def epoch(self) -> int:
         """The epoch whose lists are to be believed. Raises UnusableError."""
-        self.require_usable()
-        assert self._epoch is not None
-        return self._epoch.number
-
-    def require_usable(self) -> None:
-        """Raises UnusableError where Redis cannot be used, or is another mesh's."""
         if self._epoch is None:
             raise UnusableError(self._reason)
+        return self._epoch.number
 
     async def look(self) -> bool:
         """Looks at Redis once. Always False: it waits until the next time."""
