@@ -1,34 +1,52 @@
 """The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
 
 A request passes, outermost first: id and metrics → route and method → room → body → transcoding → call → encoding.
-Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py.
+Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py. Where the service streams
+its answer, each of its messages goes out as it comes; what fails then breaks the connection off.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
+from google.protobuf.message import Message
+
 from gateway import metrics, problems
-from gateway.exchange import Answer, Body, ClientGone, Receive, Request, Scope, Send, respond, unless_gone
+from gateway.exchange import (
+    Answer,
+    Body,
+    ClientGone,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    Sent,
+    break_off,
+    respond,
+    unless_gone,
+)
 from gateway.pages import Page
-from gateway.routes import Call, Route, Table, allow
+from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
-from runtime.errors import Error, Unavailable
+from runtime.errors import Error, Unavailable, from_exception
+from runtime.interceptors import MAX_STREAM_S
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-JSON_HEADERS = [
-    (b"content-type", b"application/json"),
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-]
+ANY_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+JSON_HEADERS = [(b"content-type", b"application/json"), *ANY_HEADERS]
+LINES_HEADERS = [(b"content-type", LINES.encode()), *ANY_HEADERS]
+BREAK_OFF = "feedmesh.break_off"
+"""The ASGI extension by which the server closes a connection in the middle of an answer: {"close": a function}."""
 
 
 class App:
@@ -36,13 +54,16 @@ class App:
 
     def __init__(
         self,
-        routes: Iterable[tuple[Route, Call]],
+        routes: Iterable[tuple[Route, Call | Stream]],
         pages: Mapping[str, Page],
         *,
         timeout_s: float,
         max_requests: int,
     ) -> None:
-        """`timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once."""
+        """`timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once.
+
+        Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
+        """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
         self._table = Table([*entries, *((path, "GET", page) for path, page in pages.items())])
         self._timeout_s = timeout_s
@@ -60,10 +81,13 @@ class App:
         context.deadline.set(time.monotonic() + self._timeout_s)
         template, status = "none", metrics.CLIENT_GONE
         try:
-            template, answer = await self._answer(request)
+            template, answer = await self._answer(request, send)
             status = answer.status
-            answer = Answer(status, answer.body, [*answer.headers, (b"x-request-id", request.id.encode())])
-            await respond(send, answer, request.body, head=request.is_head)
+            if isinstance(answer, Answer):
+                answer = Answer(status, answer.body, [*answer.headers, (b"x-request-id", request.id.encode())])
+                await respond(send, answer, request.body, head=request.is_head)
+            elif not answer.whole:
+                await break_off(request)
         except ClientGone:
             log.debug("the client left")
         finally:
@@ -71,7 +95,7 @@ class App:
             metrics.REQUESTS.labels(template, label, status).inc()
             metrics.SECONDS.labels(template, label).observe(time.perf_counter() - begun)
 
-    async def _answer(self, request: Request) -> tuple[str, Answer]:
+    async def _answer(self, request: Request, send: Send) -> tuple[str, Answer | Sent]:
         """The route's template and the answer."""
         found = self._table.find(request.raw_path)
         if found is None:
@@ -87,7 +111,7 @@ class App:
         try:
             if isinstance(target, tuple):
                 route, call = target
-                return template, await self._serve(route, call, path, request)
+                return template, await self._serve(route, call, path, request, send)
             return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
         except Error as error:
             log.log(severity(error), "%s %s: %s: %s", request.method, template, error.reason, error.message)
@@ -98,7 +122,9 @@ class App:
             log.exception("%s %s failed", request.method, template)
             return template, problems.answer(problems.INTERNAL, request.id)
 
-    async def _serve(self, route: Route, call: Call, path: Mapping[str, str], request: Request) -> Answer:
+    async def _serve(
+        self, route: Route, call: Any, path: Mapping[str, str], request: Request, send: Send
+    ) -> Answer | Sent:
         """The answer of the service behind a route."""
         if self._under_way >= self._max_requests:
             raise Unavailable("the gateway has as many requests under way as it takes")
@@ -110,13 +136,54 @@ class App:
                 content = await request.body.read(self._timeout_s)
             else:
                 await request.body.skip()
-            under_way = call(route.transcoder(path, request.query, request.all_headers, content))
+            message = route.transcoder(path, request.query, request.all_headers, content)
+            if route.streams:
+                return await unless_gone(self._stream(route, call, message, request, send), request.receive)
+            under_way = call(message)
             # Only reads end with their client: whether a write that is cut off took effect, nobody could tell.
             response = await (unless_gone(under_way, request.receive) if route.is_read else under_way)
             headers = [*JSON_HEADERS, *route.encoder.header_values(response)]
             return Answer(route.status, route.encoder(response), headers)
         finally:
             self._under_way -= 1
+
+    async def _stream(self, route: Route, call: Stream, message: Message, request: Request, send: Send) -> Sent:
+        """Sends the answer of a service that streams it. Raises what fails before its first message, as any call."""
+        # Not this request's: it ends when all is sent, and that goes at the client's pace.
+        context.deadline.set(time.monotonic() + MAX_STREAM_S)
+        async with aclosing(call(message)) as records:
+            record = await self._next(records)
+            headers = [*LINES_HEADERS, (b"x-request-id", request.id.encode())]
+            await send({"type": "http.response.start", "status": route.status, "headers": headers})
+            try:
+                async with asyncio.timeout(MAX_STREAM_S):
+                    while record is not None and not request.is_head:
+                        # Waits while the client takes nothing; for how long, the server bounds.
+                        line = route.encoder(record) + b"\n"
+                        await send({"type": "http.response.body", "body": line, "more_body": True})
+                        record = await self._next(records)
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            except Exception as exception:
+                error = from_exception(exception) or problems.INTERNAL
+                log.log(
+                    severity(error),
+                    "%s %s broke off: %s: %s",
+                    request.method,
+                    route.template,
+                    error.reason,
+                    error.message,
+                    exc_info=exception if error is problems.INTERNAL else None,
+                )
+                return Sent(problems.answer(error, request.id).status, whole=False)
+        return Sent(route.status, whole=True)
+
+    async def _next(self, records: AsyncGenerator[Message, None]) -> Message | None:
+        """The next message of a stream, None at its end. Raises Unavailable when it does not come in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await anext(records, None)
+        except TimeoutError:
+            raise Unavailable("the service took too long") from None
 
 
 def severity(error: Error) -> int:
@@ -138,6 +205,7 @@ def incoming(scope: Scope, receive: Receive) -> Request:
         all_headers=scope["headers"],
         body=Body(receive, headers),
         receive=receive,
+        break_off=scope.get("extensions", {}).get(BREAK_OFF, {}).get("close"),
     )
 
 

@@ -1,8 +1,9 @@
 """Messages to JSON: one function per message type, compiled from its descriptor at start.
 
 The JSON is the API's own and not ProtoJSON: names as in the contract, 64-bit integers as numbers, enums as lower-case
-names without their type's prefix, every field always there (null for an absent `optional` or message). A field with
-the `header` option is left out of its message; `Encoder` sends it as a header.
+names without their type's prefix, every field always there (null for an absent `optional` or message), but for a
+`oneof`, of which only the member is there that is set. A field with the `header` option is left out of its message;
+`Encoder` sends it as a header.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
+from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -67,7 +69,17 @@ def compiled(message: Descriptor) -> ToJson:
             current = pending.pop()
             if current.full_name not in done and current.full_name != TIMESTAMP:
                 done[current.full_name] = current
-                items = [f"{field.name!r}: {expression(field, names)}" for field in body_fields(current)]
+                chosen = choice(current)
+                items = [
+                    f"{field.name!r}: {expression(field, names)}"
+                    for field in body_fields(current)
+                    if field not in chosen
+                ]
+                if chosen:
+                    # One at the most is set: then that is the one added to what is always there.
+                    of_each = [f"{{{field.name!r}: {converted(field, member(field), names)}}}" for field in chosen]
+                    tests = [f"{one} if m.HasField({field.name!r})" for one, field in zip(of_each, chosen, strict=True)]
+                    items.append(f"**({' else '.join([*tests, '{}'])})")
                 source.append(f"def {function(current)}(m): return {{{', '.join(items)}}}")
                 pending += [field.message_type for field in body_fields(current) if field.message_type]
         exec("\n".join(source), names)  # noqa: S102 - made of descriptors alone, nothing comes from outside
@@ -80,9 +92,28 @@ def body_fields(message: Descriptor) -> Iterator[FieldDescriptor]:
     return (field for field in message.fields if not header_of(field))
 
 
+def choice(message: Descriptor) -> list[FieldDescriptor]:
+    """The members of a message's `oneof`, in the order of the contract; none without. Raises TypeError for two.
+
+    `optional` fields are no choice, though each is a oneof of its own to protobuf.
+    """
+    of_proto = descriptor_pb2.DescriptorProto()
+    message.CopyToProto(of_proto)
+    optional = {field.name for field in of_proto.field if field.proto3_optional}
+    chosen = [field for field in body_fields(message) if field.containing_oneof and field.name not in optional]
+    if len({field.containing_oneof.name for field in chosen if field.containing_oneof}) > 1:
+        raise TypeError(f"{message.full_name}: more than one oneof has no JSON form here")
+    return chosen
+
+
+def member(field: FieldDescriptor) -> str:
+    """The Python expression for a field's value in the message `m`."""
+    return f"getattr(m, {field.name!r})" if keyword.iskeyword(field.name) else f"m.{field.name}"
+
+
 def expression(field: FieldDescriptor, names: dict[str, Any]) -> str:
     """The Python expression for one field of the message `m`; tables that it needs are put into `names`."""
-    value = f"getattr(m, {field.name!r})" if keyword.iskeyword(field.name) else f"m.{field.name}"
+    value = member(field)
     if field.type == field.TYPE_BYTES or (field.message_type and field.message_type.GetOptions().map_entry):
         raise TypeError(f"{field.full_name}: neither bytes nor maps have a JSON form here")
     if field.is_repeated:

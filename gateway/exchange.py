@@ -34,6 +34,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """An answer that has been sent already, as far as it went."""
+
+    status: int
+    """What it counts as: where it is not whole, the status of what broke it off."""
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request's head, and its body to come. Of a repeated header, `headers` holds the last."""
 
@@ -45,6 +54,8 @@ class Request:
     all_headers: list[tuple[bytes, bytes]]
     body: Body
     receive: Receive
+    break_off: Callable[[], None] | None
+    """Closes the connection in the middle of an answer; None where the server cannot (it is not gateway/server.py)."""
 
     @property
     def is_head(self) -> bool:
@@ -147,6 +158,16 @@ async def respond(send: Send, answer: Answer, body: Body, *, head: bool) -> None
         await body.drain()
         content = b""
     await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+async def break_off(request: Request) -> None:
+    """Ends an answer that cannot be whole, so that the client knows: the connection closes without the last chunk.
+
+    Returns when it has closed. The server bounds how long what was sent before may take to get there.
+    """
+    if request.break_off is not None:
+        request.break_off()
+        await disconnected(request.receive)
 
 
 async def unless_gone(call: Awaitable[T], receive: Receive) -> T:

@@ -18,8 +18,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.error.v1 import error_pb2
 from gateway import problems
-from gateway.encode import TIMESTAMP, body_fields, enum_names
-from gateway.routes import CONTRACTS, Route
+from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
+from gateway.routes import CONTRACTS, LINES, Route
 from gateway.transcode import INTEGERS
 
 Schema = dict[str, Any]
@@ -34,6 +34,10 @@ SERVED: Mapping[str, tuple[str, Schema]] = {
         {"ready": {"type": "boolean"}, "parts": {"type": "object", "additionalProperties": {"type": "string"}}},
     ),
 }
+EACH_A_LINE = (
+    "Sent as it is read, each as one JSON object a line. Where it fails on the way, the connection ends without the "
+    "last chunk."
+)
 POST_ID, USER_ID, OTHER_ID = 281474976710657, 123, 456
 POST = {
     "post_id": POST_ID,
@@ -165,7 +169,10 @@ def responses(route: Route, text: str, example: Schema | None, schemas: Schemas)
     body = output.fields_by_name[route.response_body].message_type if route.response_body else output
     assert body is not None  # gateway/encode.py refuses anything else
     media = {"schema": message_schema(body, schemas, sent=True)} | ({"example": example} if example else {})
-    success: Schema = {"description": comment(body.full_name), "content": {"application/json": media}}
+    success: Schema = {
+        "description": comment(body.full_name) + (f" {EACH_A_LINE}" if route.streams else ""),
+        "content": {LINES if route.streams else "application/json": media},
+    }
     headers = route.encoder.headers
     if headers:
         success["headers"] = {
@@ -216,14 +223,20 @@ def message_schema(message: Descriptor, schemas: Schemas, *, sent: bool) -> Sche
         schema: Schema = {"type": "object", "description": comment(message.full_name)}
         schemas[name] = schema  # before its fields: they may be of the same type
         schema["properties"] = {field.name: described(field, schemas, sent=sent) for field in fields}
-        schema.update({"required": [field.name for field in fields]} if sent else {"additionalProperties": False})
+        chosen = choice(message) if sent else []
+        always = [field.name for field in fields if field not in chosen]
+        schema.update({"required": always} if sent else {"additionalProperties": False})
+        if chosen:
+            schema["oneOf"] = [{"required": [field.name]} for field in chosen]
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool) -> Schema:
     """A field's schema with its comment."""
     schema = field_schema(field, schemas, sent=sent)
-    if sent and field.containing_oneof is not None:  # that is where `optional` puts a field
+    # A oneof is where `optional` puts a field; of a real one only what is set is sent, and so nothing is null.
+    message = field.containing_type
+    if sent and field.containing_oneof is not None and message is not None and field not in choice(message):
         nullable = {"anyOf": [schema, {"type": "null"}]}
         schema = nullable if "$ref" in schema else schema | {"type": [schema["type"], "null"]}
     return schema | {"description": comment(field.full_name)}

@@ -5,7 +5,7 @@ Every RPC has a route or is marked `internal`; `of_contracts` refuses to start a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -33,6 +33,10 @@ CONTRACTS: Mapping[str, FileDescriptor] = {
 """Each service's contract, by the name that settings call it."""
 Call = Callable[[Message], Awaitable[Message]]
 """A unary call to a service, with what surrounds every call (runtime/client.py)."""
+Stream = Callable[[Message], AsyncGenerator[Message, None]]
+"""A call that streams its answer, likewise."""
+LINES = "application/x-ndjson"
+"""What an answer that is streamed is: each message an object of JSON on a line of its own."""
 VERBS = ("get", "post", "put", "patch", "delete")
 
 
@@ -51,10 +55,16 @@ class Route:
     transcoder: Transcoder
     encoder: Encoder
 
-    def call(self, channel: grpc.aio.Channel) -> Call:
-        """The RPC as a callable over a channel to its service."""
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return self.rpc.server_streaming
+
+    def call(self, channel: grpc.aio.Channel) -> Call | Stream:
+        """The RPC as a callable over a channel to its service: a Stream where the answer is one."""
         rpc = self.rpc
-        call: Call = channel.unary_unary(
+        connected: Any = channel.unary_stream if self.streams else channel.unary_unary
+        call: Call | Stream = connected(
             f"/{rpc.containing_service.full_name}/{rpc.name}",
             request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
             response_deserializer=GetMessageClass(rpc.output_type).FromString,
@@ -94,6 +104,11 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
     verb = rule.WhichOneof("pattern")
     if verb not in VERBS or rule.body not in ("", "*") or rule.additional_bindings:
         raise TypeError(f'{rpc.full_name}: needs one google.api.http verb, with body "*" or none, or to be internal')
+    if rpc.client_streaming:
+        raise TypeError(f"{rpc.full_name}: HTTP carries no stream of requests")
+    encoder = Encoder(rpc.output_type, rule.response_body)
+    if rpc.server_streaming and (verb != "get" or rule.response_body or encoder.headers):
+        raise TypeError(f"{rpc.full_name}: only a read may stream its answer, as whole messages without headers")
     template = getattr(rule, verb)
     names = tuple(segment[1:-1] for segment in segments(template) if segment.startswith("{"))
     return Route(
@@ -104,7 +119,7 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
         status=option(rpc, options_pb2.success_status) or 200,
         response_body=rule.response_body,
         transcoder=Transcoder(rpc.input_type, names, has_body=rule.body == "*"),
-        encoder=Encoder(rpc.output_type, rule.response_body),
+        encoder=encoder,
     )
 
 

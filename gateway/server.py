@@ -13,7 +13,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.app import App
+from gateway.app import BREAK_OFF, App
 from runtime import config
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ KEEP_ALIVE_S = 75
 BACKLOG = 2_048
 HEAD_S = 10.0
 """How long a request's head may take to arrive."""
+TAKE_S = 30.0
+"""How long a client may take nothing of an answer before the connection is cut. Not shorter: what it takes first comes
+out of the system's buffers, which may be megabytes ahead."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers, and the trailers of a chunked body, together."""
 
@@ -34,10 +37,15 @@ class HeadTooLarge(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with bounds on a request's head: its bytes, and how long it may take to arrive."""
+    """uvicorn's HTTP protocol with bounds on both ends of a request.
+
+    On its head: its bytes, and how long it may take to arrive; and on how long the client may leave the answer lying.
+    """
 
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _untaken_bytes = 0
+    _taking: asyncio.TimerHandle | None = None
     _is_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._head_came()
+        self._taken()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -56,6 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self._give_up)
         super().on_message_begin()
+        self.scope["extensions"] = {BREAK_OFF: {"close": self.break_off}}
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client.
@@ -113,6 +123,38 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:  # the answer to the request before is still under way
             self._timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def pause_writing(self) -> None:
+        """Much of an answer waits for the client to take it."""
+        super().pause_writing()
+        self._wait_to_be_taken()
+
+    def resume_writing(self) -> None:
+        """The client took most of what was waiting."""
+        self._taken()
+        super().resume_writing()
+
+    def break_off(self) -> None:
+        """Closes the connection though the answer is not whole; what was sent before it may still get there."""
+        self.transport.close()
+        self.loop.call_later(TAKE_S, self.transport.abort)
+
+    def _wait_to_be_taken(self) -> None:
+        self._untaken_bytes = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(TAKE_S, self._cut_unless_taken)
+
+    def _cut_unless_taken(self) -> None:
+        if self.transport.get_write_buffer_size() < self._untaken_bytes:
+            self._wait_to_be_taken()
+        else:
+            self._taking = None
+            # Closing would wait for the client to take what is left.
+            self.transport.abort()
+
+    def _taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request line."""

@@ -33,7 +33,7 @@ from psycopg.conninfo import make_conninfo
 from launch import sockets
 from launch.datadir import held
 from launch.settings import Refused
-from launch.supervise import Command, run
+from launch.supervise import Command, run, start_leashed
 
 USER = "postgres"
 START_SECONDS = 60.0  # a crash recovery included
@@ -292,15 +292,7 @@ def running(data_dir: Path, *, durable: bool = True) -> Iterator[Server]:
         try:
             asyncio.run(server.clear())
             command = server.command()
-            with (data_dir / "postgres.log").open("ab") as log:
-                process = subprocess.Popen(
-                    command.leashed,
-                    env=dict(command.env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            process = start_leashed(command, data_dir / "postgres.log")
             try:
                 asyncio.run(_up(server, process))
                 yield server

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
@@ -54,6 +55,22 @@ async def run(command: Command, show: Callable[[str], None]) -> int:
         return await process.wait()
     finally:
         await _reap(process, lines)
+
+
+def start_leashed(command: Command, log: Path) -> subprocess.Popen[bytes]:
+    """Starts a command that ends with this process and that nobody supervises. Its lines are added to `log`.
+
+    Call it from the main thread: see leash.py.
+    """
+    with log.open("ab") as lines:
+        return subprocess.Popen(
+            command.leashed,
+            env=dict(command.env),
+            stdin=subprocess.DEVNULL,
+            stdout=lines,
+            stderr=lines,
+            start_new_session=True,
+        )
 
 
 async def _spawn(

@@ -27,7 +27,7 @@ from pathlib import Path
 from launch import sockets
 from launch.datadir import held
 from launch.settings import Refused, environment
-from launch.supervise import Command
+from launch.supervise import Command, start_leashed
 
 START_SECONDS = 30.0  # the loading of a snapshot included
 PING_SECONDS = 1.0
@@ -145,16 +145,7 @@ class Running:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = self._server.command()
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                command.leashed,
-                env=dict(command.env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = start_leashed(self._server.command(), self._log)
         try:
             end = time.monotonic() + START_SECONDS
             while not self._server.answers():

@@ -1,21 +1,29 @@
-"""Channels to other services: where gRPC's own mesh policy is set, and what surrounds every unary call at the client.
+"""Channels to other services: where gRPC's own mesh policy is set, and what surrounds every call at the client.
 
 A call through a `Channel` takes the deadline of the request that it serves (less a little, so that there is time to
-answer without it), carries the request's id, and fails with an `Error` of runtime/errors.py.
+answer without it), carries the request's id, and fails with an `Error` of runtime/errors.py. A call whose answer is a
+stream does all of that too, and is never tried again.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from runtime import context, errors, metrics
-from runtime.interceptors import DEFAULT_DEADLINE_S, MAX_MESSAGE_BYTES, REQUEST_ID_KEY
+from runtime.interceptors import (
+    DEFAULT_DEADLINE_S,
+    MAX_MESSAGE_BYTES,
+    MAX_STREAM_S,
+    REQUEST_ID_KEY,
+    SERVER_STREAMING,
+    UNARY,
+)
 
 SHAVE_S = 0.010
 """What each hop keeps of its deadline: to answer, degraded or with an error, when the hop beyond does not."""
@@ -45,13 +53,14 @@ def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
     """gRPC's service config: round robin over healthy replicas, and retries of reads with a budget.
 
     A write is what takes a request_id. It is not tried again here: without an idempotency key a second try could take
-    effect twice. No `timeout` either: grpcio fires it far too early, so deadlines are set on each call.
+    effect twice. Nor is a stream, which may fail when much of it is used already. No `timeout` either: grpcio fires it
+    far too early, so deadlines are set on each call.
     """
     reads = [
         {"service": service.full_name, "method": method.name}
         for service in services
         for method in service.methods
-        if "request_id" not in method.input_type.fields_by_name
+        if "request_id" not in method.input_type.fields_by_name and not method.server_streaming
     ]
     retry = {
         "maxAttempts": 3,
@@ -69,7 +78,7 @@ def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
 
 
 class Channel(grpc.aio.Channel):
-    """A gRPC channel whose unary calls carry the request's deadline and id, are counted, and raise our errors.
+    """A gRPC channel whose calls carry the request's deadline and id, are counted, and raise our errors.
 
     A wrapper rather than grpc.aio's client interceptors, which wrap each call in a task of its own.
     """
@@ -81,16 +90,16 @@ class Channel(grpc.aio.Channel):
         """The callable of a unary method, as the generated stubs ask for it."""
         return around(method, self._channel.unary_unary(method, *args, **kwargs))
 
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """The callable of a streaming method, as it is."""
-        return self._channel.unary_stream(*args, **kwargs)
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The callable of a method that streams its answer, as the generated stubs ask for it. See `around_stream`."""
+        return around_stream(method, self._channel.unary_stream(method, *args, **kwargs))
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """The callable of a streaming method, as it is."""
+        """The callable of a method that takes a stream, as it is: none of ours does."""
         return self._channel.stream_unary(*args, **kwargs)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """The callable of a streaming method, as it is."""
+        """The callable of a method that takes a stream, as it is: none of ours does."""
         return self._channel.stream_stream(*args, **kwargs)
 
     async def close(self, grace: float | None = None) -> None:
@@ -120,22 +129,55 @@ def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
     """A unary method's callable with what surrounds every call."""
     service, _, name = method.removeprefix("/").partition("/")
     handled = metrics.GRPC_CLIENT_HANDLED
-    ok = handled.labels("unary", service, name, "OK")
+    ok = handled.labels(UNARY, service, name, "OK")
 
     async def invoke(request: Any, *, timeout: float | None = None) -> Any:
-        at = context.deadline.get()
-        left_s = DEFAULT_DEADLINE_S if at is None else at - time.monotonic() - SHAVE_S
-        if left_s <= 0:
-            raise errors.Unavailable("the deadline has passed")
+        within_s = due_s(timeout, DEFAULT_DEADLINE_S)
         metadata = ((REQUEST_ID_KEY, context.request_id.get()),)
         try:
-            response = await call(
-                request, timeout=left_s if timeout is None else min(timeout, left_s), metadata=metadata
-            )
+            response = await call(request, timeout=within_s, metadata=metadata)
         except grpc.aio.AioRpcError as exception:
-            handled.labels("unary", service, name, exception.code().name).inc()
+            handled.labels(UNARY, service, name, exception.code().name).inc()
             raise errors.from_rpc(exception, service.rpartition(".")[2]) from None
         ok.inc()
         return response
 
     return invoke
+
+
+def around_stream(method: str, call: Callable[..., Any]) -> Callable[..., AsyncGenerator[Any, None]]:
+    """The callable of a method that streams its answer, with what surrounds every call.
+
+    It gives a generator of the messages: the call begins with the first that is asked for, reads on only as they are
+    taken, and is cancelled when the generator is closed. Who may stop early closes it (`contextlib.aclosing`).
+    """
+    service, _, name = method.removeprefix("/").partition("/")
+
+    async def invoke(request: Any, *, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        metadata = ((REQUEST_ID_KEY, context.request_id.get()),)
+        stream = call(request, timeout=due_s(timeout, MAX_STREAM_S), metadata=metadata)
+        code = "CANCELLED"
+        try:
+            async for message in stream:
+                yield message
+            code = "OK"
+        except grpc.aio.AioRpcError as exception:
+            code = exception.code().name
+            raise errors.from_rpc(exception, service.rpartition(".")[2]) from None
+        finally:
+            stream.cancel()
+            metrics.GRPC_CLIENT_HANDLED.labels(SERVER_STREAMING, service, name, code).inc()
+
+    return invoke
+
+
+def due_s(timeout_s: float | None, unasked_s: float) -> float:
+    """How many seconds a call may take: `timeout_s`, and no longer than the request that is being served has left.
+
+    `unasked_s` is for a call outside of any request. Raises Unavailable when nothing is left.
+    """
+    at = context.deadline.get()
+    left_s = unasked_s if at is None else at - time.monotonic() - SHAVE_S
+    if left_s <= 0:
+        raise errors.Unavailable("the deadline has passed")
+    return left_s if timeout_s is None else min(timeout_s, left_s)

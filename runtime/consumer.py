@@ -30,8 +30,8 @@ from redis.exceptions import DataError, OutOfMemoryError, ReadOnlyError, RedisEr
 from feedmesh.event.v1 import event_pb2
 from runtime import errors, ids, metrics
 from runtime.clock import wall_clock
-from runtime.outbox import EVENT, create_group, stream_key
 from runtime.process import Process
+from runtime.streams import EVENT, create_group, stream_key
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,11 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._touching = False
         self._dead_letters = 0
-        self._touched = 0.0
+        self._last_take_over = 0.0
+
+    async def join(self) -> None:
+        """Makes the group, beginning with the stream's first entry, unless there is one. Raises RedisError."""
+        await create_group(self._client, self._key, self._group)
 
     async def run(self, process: Process) -> None:
         """Consumes until the process is asked to stop; what is being handled is finished first."""
@@ -128,7 +132,7 @@ class Consumer:
                     await self.step(BLOCK_MS)
                 except (RedisError, OSError) as error:
                     if "NOGROUP" in str(error):
-                        await self._make_group()
+                        await self._rejoin()
                     else:
                         log.warning("%s: %s", self._key, error)
                         await asyncio.sleep(FIRST_BACKOFF_S * 5)
@@ -145,8 +149,8 @@ class Consumer:
         Waits up to `block_ms` for new ones; None does not wait. Raises RedisError.
         """
         looked = await self._retry()
-        if time.monotonic() - self._touched >= TOUCH_S:
-            self._touched = time.monotonic()
+        if time.monotonic() - self._last_take_over >= TOUCH_S:
+            self._last_take_over = time.monotonic()
             looked += await self._take_over()
         if self._stopping.is_set():
             return looked
@@ -320,9 +324,9 @@ class Consumer:
                 self._key, self._group, self._member, 0, entries, idle=idle, retrycount=retrycount, justid=True
             )
 
-    async def _make_group(self) -> None:
+    async def _rejoin(self) -> None:
         try:
-            await create_group(self._client, self._key, self._group)
+            await self.join()
         except (RedisError, OSError) as error:
             log.warning("%s: %s", self._key, error)
             await asyncio.sleep(FIRST_BACKOFF_S * 5)

@@ -59,6 +59,19 @@ async def write(
     return await postgres.transact(pool, once)
 
 
+async def forget(connection: postgres.Connection, actor_id: int) -> None:
+    """Deletes all answers of an actor who is erased."""
+    await connection.execute("DELETE FROM idempotency_keys WHERE actor_id = %s", (actor_id,))
+
+
+async def count(pool: postgres.Pool, actor_id: int) -> int:
+    """How many answers of an actor are kept."""
+    [row] = await postgres.fetch(
+        pool, "SELECT count(*) FROM idempotency_keys WHERE actor_id = %(actor)s", {"actor": actor_id}
+    )
+    return int(row[0])
+
+
 def fingerprint(request: Message) -> bytes:
     """SHA-256 over a request's type and its content, its key left out."""
     content = type(request)()

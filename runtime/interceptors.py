@@ -1,6 +1,6 @@
-"""What happens around every unary call at a server, outermost first: see `STACK`.
+"""What happens around every call at a server, outermost first: see `STACK`.
 
-Streaming calls (health, reflection) pass untouched.
+A call that streams its answer is handled within the same stack: see `sending`. Health and reflection pass untouched.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_status import rpc_status
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any, Context], Awaitable[Any]]
-Interceptor = Callable[[str, Call], Call]
-"""Takes a method's full name (`/feedmesh.post.v1.PostService/GetPost`) and the call within; gives that around."""
+UNARY, SERVER_STREAMING = "unary", "server_streaming"
+"""How an RPC answers: with one message, or with any number of them."""
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_MESSAGE_BYTES = 32 * 2**20
@@ -32,9 +33,29 @@ DEFAULT_DEADLINE_S = 10.0
 """For a caller that set none: no call may hold its resources for ever."""
 MAX_DEADLINE_S = 60.0
 """However much later a caller's deadline is."""
+MAX_STREAM_S = 600.0
+"""The same for a call that streams its answer, from its first message to its last, and what it gets from a caller that
+set no deadline. Far longer than any other: it ends when all is sent, and that goes at its reader's pace."""
 
 
-def answer_errors(method: str, call: Call) -> Call:
+class Method(NamedTuple):
+    """An RPC, as interceptors know it."""
+
+    service: str
+    """As in `feedmesh.post.v1.PostService`."""
+    name: str
+    kind: str
+    """UNARY or SERVER_STREAMING."""
+
+    def __str__(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+Interceptor = Callable[[Method, Call], Call]
+"""Takes a method and the call within; gives that around."""
+
+
+def answer_errors(method: Method, call: Call) -> Call:
     """Turns what a handler raises into a status. A defect is logged whole and answered as INTERNAL alone."""
 
     async def around(request: Any, rpc: Context) -> Any:
@@ -54,11 +75,11 @@ def answer_errors(method: str, call: Call) -> Call:
     return around
 
 
-def observe(method: str, call: Call) -> Call:
+def observe(method: Method, call: Call) -> Call:
     """Counts and times the call under the names that gRPC dashboards know."""
-    service, _, name = method.removeprefix("/").partition("/")
-    started = metrics.GRPC_SERVER_STARTED.labels("unary", service, name)
-    handling = metrics.GRPC_SERVER_HANDLING.labels("unary", service, name)
+    labels = (method.kind, method.service, method.name)
+    started = metrics.GRPC_SERVER_STARTED.labels(*labels)
+    handling = metrics.GRPC_SERVER_HANDLING.labels(*labels)
 
     async def around(request: Any, rpc: Context) -> Any:
         started.inc()
@@ -75,26 +96,27 @@ def observe(method: str, call: Call) -> Call:
             raise
         finally:
             handling.observe(time.perf_counter() - begun)
-            metrics.GRPC_SERVER_HANDLED.labels("unary", service, name, code).inc()
+            metrics.GRPC_SERVER_HANDLED.labels(*labels, code).inc()
 
     return around
 
 
-def carry_context(method: str, call: Call) -> Call:
+def carry_context(method: Method, call: Call) -> Call:
     """Takes the request's id and deadline over from the caller, for the logs and for the next hop."""
+    unasked_s, most_s = (DEFAULT_DEADLINE_S, MAX_DEADLINE_S) if method.kind == UNARY else (MAX_STREAM_S, MAX_STREAM_S)
 
     async def around(request: Any, rpc: Context) -> Any:
         received = {key: value for key, value in rpc.invocation_metadata() or () if key == REQUEST_ID_KEY}
         request_id = received.get(REQUEST_ID_KEY) or uuid.uuid4().hex
         context.request_id.set(request_id if isinstance(request_id, str) else "")
         left_s = rpc.time_remaining()
-        context.deadline.set(time.monotonic() + (DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)))
+        context.deadline.set(time.monotonic() + (unasked_s if left_s is None else min(left_s, most_s)))
         return await call(request, rpc)
 
     return around
 
 
-def validate(method: str, call: Call) -> Call:
+def validate(method: Method, call: Call) -> Call:
     """Refuses a request that breaks a rule of its contract, before any code of the service sees it."""
 
     async def around(request: Any, rpc: Context) -> Any:
@@ -105,11 +127,31 @@ def validate(method: str, call: Call) -> Call:
     return around
 
 
+def sending(answers: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Call:
+    """A handler that yields its answers as a call that sends them: so the stack is one, whatever the kind.
+
+    gRPC would iterate a generator too, but leaves it unclosed when the client goes away while a message is being sent:
+    what it holds would be freed at some later time, in no context of the request (grpc/grpc#42295).
+    """
+
+    async def call(request: Any, rpc: Context) -> None:
+        async with aclosing(answers(request, rpc)) as messages:
+            async for message in messages:
+                try:
+                    # Waits while the client takes nothing, so that no more is made than it takes.
+                    await rpc.write(message)
+                except grpc.aio.InternalError:
+                    # The call is over: its cancellation is on the way here, and comes later than this.
+                    raise asyncio.CancelledError from None
+
+    return call
+
+
 STACK: tuple[Interceptor, ...] = (carry_context, answer_errors, observe, validate)
 
 
 class Chain(grpc.aio.ServerInterceptor):
-    """Puts the stack around each unary method, once a method."""
+    """Puts the stack around each method of ours, once a method."""
 
     def __init__(self, stack: tuple[Interceptor, ...] = STACK) -> None:
         self._stack = stack
@@ -121,17 +163,28 @@ class Chain(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """The method's handler with the stack around it."""
-        method = handler_call_details.method
+        path = handler_call_details.method
         with contextlib.suppress(KeyError):
-            return self._wrapped[method]
+            return self._wrapped[path]
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith("/feedmesh."):
+        if handler is None or not path.startswith("/feedmesh."):
             return handler
-        call: Any = handler.unary_unary
+        self._wrapped[path] = wrapped = self._around(path, handler)
+        return wrapped
+
+    def _around(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler of ours with the stack around it. Raises TypeError for one that takes a stream of requests."""
+        service, _, name = path.removeprefix("/").partition("/")
+        if handler.request_streaming:
+            raise TypeError(f"{path}: no RPC of ours takes a stream of requests")
+        streams = handler.response_streaming
+        method = Method(service, name, SERVER_STREAMING if streams else UNARY)
+        inner: Any = handler.unary_stream if streams else handler.unary_unary
+        call: Call = sending(inner) if streams else inner
         for interceptor in reversed(self._stack):
             call = interceptor(method, call)
-        wrapped = grpc.unary_unary_rpc_method_handler(
+        make: Any = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
-        self._wrapped[method] = wrapped
         return wrapped

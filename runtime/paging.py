@@ -10,6 +10,8 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from runtime.errors import InvalidArgument, Violation
 
@@ -19,6 +21,9 @@ MAX_BATCH_POSTS = 500
 """Posts that one answer holds at the most: with an original each can be 42 KB, and a message has 32 MiB."""
 DEFAULT_LIMIT = 20
 """How many a page holds where the request does not say."""
+MAX_READS = 10
+
+T = TypeVar("T")
 
 
 class Cursors:
@@ -55,6 +60,26 @@ class Cursors:
     def _mac(self, scope: tuple[str | int, ...], payload: bytes) -> bytes:
         message = repr(scope).encode() + b"\0" + payload
         return hmac.digest(self._key, message, hashlib.sha256)[:MAC_BYTES]
+
+
+async def filled(
+    limit: int, place: int, read: Callable[[int, int], Awaitable[tuple[Sequence[int], Mapping[int, T]]]]
+) -> tuple[list[T], int | None]:
+    """A page of `limit` rows of a listing of which some are left out; and the id that the next one goes on from.
+
+    `read(place, count)` gives the ids of the `count` rows after a place, and those of the rows that are shown, by id.
+    Reads at most ten times: then the page is short, with a place to go on from. None at the end.
+    """
+    found: list[tuple[int, T]] = []
+    for _ in range(MAX_READS):
+        row_ids, rows = await read(place, limit + 1)
+        found += [(row_id, rows[row_id]) for row_id in row_ids if row_id in rows]
+        if len(found) > limit:
+            return [row for _, row in found[:limit]], found[limit - 1][0]
+        if len(row_ids) <= limit:
+            return [row for _, row in found], None
+        place = row_ids[-1]
+    return [row for _, row in found], place
 
 
 def require_fitting(posts: int) -> None:

@@ -27,7 +27,7 @@ MAX_CONNECTIONS = 64
 LEAST_VERSION = (7, 0)
 """Functions are of Redis 7; Valkey calls itself at least that."""
 FULL = 0.98
-"""The part of its memory at which a server counts as full: it will refuse the next writes."""
+"""The part of its memory at which a server counts as full: it will refuse the next writes, unless it evicts."""
 
 Connect = Callable[[Any], Awaitable[None]]
 
@@ -104,7 +104,13 @@ def unfit(server: Server) -> str | None:
 
 
 def full(server: Server) -> str | None:
-    """Why this server cannot be used at the moment, or None."""
+    """Why this server cannot be used at the moment, or None.
+
+    One with `volatile-*` is never known to be: near its bound it makes room by evicting what has a time to live, which
+    no event has. Where there is no more of that, its refusals say so.
+    """
+    if server.eviction.startswith("volatile"):
+        return None
     if server.max_bytes and server.used_bytes >= FULL * server.max_bytes:
         return f"Redis is full: {server.used_bytes} of {server.max_bytes} bytes"
     return None

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime import config
-from runtime.interceptors import MAX_MESSAGE_BYTES, Chain
+from runtime.interceptors import MAX_MESSAGE_BYTES, MAX_STREAM_S, Chain
 from runtime.process import Process
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Connections end now and then, so that new replicas get their share of callers.
     ("grpc.max_connection_age_ms", 300_000),
-    ("grpc.max_connection_age_grace_ms", 30_000),
+    # Not before what is under way on them has ended: a stream takes the longest.
+    ("grpc.max_connection_age_grace_ms", int((MAX_STREAM_S + 5) * 1000)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     # What clients ping with (runtime/client.py) must be allowed here.

@@ -1,7 +1,7 @@
 """Following a topic without a consumer group: every process sees every event, and is told when it may have missed some.
 
 For what is kept in a process's memory and can be read anew from its owner. Nothing is acknowledged and nothing waits
-for a tail: the relay keeps entries for `outbox.KEEP_MS` whether or not one has read them. So events can be missed, but
+for a tail: the relay keeps entries for `relay.KEEP_MS` whether or not one has read them. So events can be missed, but
 not silently: each read holds what it got against the stream's own count of all entries that it ever took, and against
 the topic's epoch (runtime/epochs.py) and the server's run, which tell of a flush, a restart, an old snapshot.
 """
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from feedmesh.event.v1 import event_pb2
-from runtime import epochs, metrics, outbox
+from runtime import epochs, metrics, streams
 
 COUNT = 1_000
 """Entries of one stream that one read takes at the most."""
@@ -106,7 +106,7 @@ class Seen(NamedTuple):
 
 async def look(client: Redis, topic: str, places: Sequence[Place]) -> Seen:
     """Asks for the streams' ends, the entries after these places, the marker, and the run."""
-    keys = outbox.stream_keys(topic)
+    keys = streams.stream_keys(topic)
     # One connection, so one server, and in this order: what is lost after the marker was read, the next look notices.
     # No command names two keys and there is no transaction, for the sake of a cluster. And none blocks: a look a few
     # times a second costs next to nothing and holds no connection.
@@ -138,7 +138,7 @@ def end_of(answer: Any) -> Place:
 def decoded(topic: str, entry: Any) -> event_pb2.Event | None:
     """The event of a stream's entry; None where it is none."""
     try:
-        return event_pb2.Event.FromString(entry[1][outbox.EVENT])
+        return event_pb2.Event.FromString(entry[1][streams.EVENT])
     except (KeyError, DecodeError):
         metrics.TAIL_UNREADABLE.labels(topic).inc()
         return None

@@ -23,7 +23,7 @@ from services.graph import servicer as graph
 from services.graph import upkeep as graph_upkeep
 from services.post import servicer as post
 from services.post import upkeep as post_upkeep
-from services.post.people import People
+from services.post.sight import Sights
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
@@ -89,7 +89,7 @@ async def graph_service(graph_pool: postgres.Pool, max_following: int) -> AsyncI
 @pytest_asyncio.fixture
 async def post_service(post_pool: postgres.Pool, graph_service: GraphService) -> AsyncIterator[RealPostService]:
     """The post service on its database and on the graph service."""
-    servicer = post.PostServicer(post_pool, People(graph_service.stub), Cursors(SECRET))
+    servicer = post.PostServicer(post_pool, Sights(graph_service.stub), Cursors(SECRET))
     async with (
         serving(lambda s: add_PostServiceServicer_to_server(servicer, s), services=(post.SERVICE,)) as served,
         client.connect(served.target, post.SERVICE) as channel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from runtime import config, outbox, postgres
+from runtime import config, postgres
 
 
 class GraphSettings(config.ServerSettings, postgres.PostgresSettings):
@@ -18,7 +18,3 @@ class GraphSettings(config.ServerSettings, postgres.PostgresSettings):
 
 class UpkeepSettings(postgres.PostgresSettings):
     """What the upkeep worker can be told."""
-
-
-class RelaySettings(outbox.RelaySettings):
-    """What the relay can be told."""

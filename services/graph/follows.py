@@ -1,19 +1,20 @@
-"""Use cases about follows: following, unfollowing, listing, and the relations that feeds are made of."""
+"""Use cases about follows: following, asking to follow, unfollowing, and listing both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-
 from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, idempotency, ids, outbox
-from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime import errors, idempotency, outbox
+from runtime.paging import Cursors
 from runtime.postgres import Connection, Pool
-from services.graph import store, users
+from services.graph import listings, store, users
 
 
 async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> pb.FollowResponse:
-    """Makes the edge, unless it is there. Raises InvalidArgument (SELF_FOLLOW), NotFound, Refused (FOLLOW_LIMIT)."""
+    """Makes the edge, or where the account is private the request for it, unless it is there.
+
+    Raises InvalidArgument (SELF_FOLLOW), NotFound (USER_NOT_FOUND, across a block too), Refused (FOLLOW_LIMIT).
+    """
     follower_id, following_id = request.follower_id, request.following_id
     if follower_id == following_id:
         raise errors.InvalidArgument(
@@ -22,10 +23,16 @@ async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> p
 
     async def work(connection: Connection) -> pb.FollowResponse:
         await lock(connection, follower_id, following_id)
-        is_there, count = await store.following_state(connection, follower_id, following_id)
-        if not is_there:
-            if count >= max_following:
-                raise errors.Refused("FOLLOW_LIMIT", f"one may follow at most {max_following} people")
+        state = await store.follow_state(connection, follower_id, following_id)
+        if state.blocked:
+            raise users.not_found(following_id)
+        if not state.following and not state.requested and state.reach >= max_following:
+            raise errors.Refused("FOLLOW_LIMIT", f"one may follow at most {max_following} people")
+        if state.private and not state.following:
+            if not state.requested:
+                await store.insert_request(connection, follower_id, following_id)
+            return pb.FollowResponse(status=pb.FOLLOW_STATUS_REQUESTED)
+        if not state.following:
             await store.insert_edge(connection, follower_id, following_id)
             await tell(connection, follower_id, following_id, following=True)
         return pb.FollowResponse(status=pb.FOLLOW_STATUS_FOLLOWING)
@@ -34,23 +41,59 @@ async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> p
 
 
 async def unfollow(pool: Pool, request: pb.UnfollowRequest) -> pb.UnfollowResponse:
-    """Removes the edge, where it is. Raises NotFound (USER_NOT_FOUND)."""
+    """Removes the edge or the request, where it is. Raises NotFound (USER_NOT_FOUND)."""
 
     async def work(connection: Connection) -> pb.UnfollowResponse:
         await lock(connection, request.follower_id, request.following_id)
-        if await store.delete_edge(connection, request.follower_id, request.following_id):
-            await tell(connection, request.follower_id, request.following_id, following=False)
+        await end(connection, request.follower_id, request.following_id)
         return pb.UnfollowResponse(status=pb.FOLLOW_STATUS_NOT_FOLLOWING)
 
     return await idempotency.write(pool, request, request.follower_id, pb.UnfollowResponse, work)
 
 
-async def lock(connection: Connection, follower_id: int, following_id: int) -> None:
-    """Locks both people of an edge. Raises NotFound (USER_NOT_FOUND)."""
-    found = await store.lock_edge(connection, follower_id, following_id)
-    for user_id in (follower_id, following_id):
+async def accept(pool: Pool, request: pb.AcceptFollowRequestRequest) -> pb.AcceptFollowRequestResponse:
+    """Makes an edge of a request. Raises NotFound (USER_NOT_FOUND, FOLLOW_REQUEST_NOT_FOUND)."""
+
+    async def work(connection: Connection) -> pb.AcceptFollowRequestResponse:
+        await lock(connection, request.follower_id, request.user_id)
+        state = await store.follow_state(connection, request.follower_id, request.user_id)
+        if not state.following:
+            if not state.requested:
+                raise errors.NotFound("FOLLOW_REQUEST_NOT_FOUND", f"user {request.follower_id} has not asked to follow")
+            await store.insert_edge(connection, request.follower_id, request.user_id)
+            await tell(connection, request.follower_id, request.user_id, following=True)
+        return pb.AcceptFollowRequestResponse(status=pb.FOLLOW_STATUS_FOLLOWING)
+
+    return await idempotency.write(pool, request, request.user_id, pb.AcceptFollowRequestResponse, work)
+
+
+async def reject(pool: Pool, request: pb.RejectFollowRequestRequest) -> pb.RejectFollowRequestResponse:
+    """Removes a request, where it is. Raises NotFound (USER_NOT_FOUND)."""
+
+    async def work(connection: Connection) -> pb.RejectFollowRequestResponse:
+        await lock(connection, request.follower_id, request.user_id)
+        await store.delete_request(connection, request.follower_id, request.user_id)
+        state = await store.follow_state(connection, request.follower_id, request.user_id)
+        return pb.RejectFollowRequestResponse(
+            status=pb.FOLLOW_STATUS_FOLLOWING if state.following else pb.FOLLOW_STATUS_NOT_FOLLOWING
+        )
+
+    return await idempotency.write(pool, request, request.user_id, pb.RejectFollowRequestResponse, work)
+
+
+async def lock(connection: Connection, changed_id: int, other_id: int, *, both: bool = False) -> None:
+    """Locks two people; the first one's relations are to change, or both's. Raises NotFound (USER_NOT_FOUND)."""
+    found = await store.lock_pair(connection, changed_id, other_id, both=both)
+    for user_id in (changed_id, other_id):
         if user_id not in found:
             raise users.not_found(user_id)
+
+
+async def end(connection: Connection, follower_id: int, following_id: int) -> None:
+    """Removes the edge and the request, where they are. The follower must be locked for a change."""
+    await store.delete_request(connection, follower_id, following_id)
+    if await store.delete_edge(connection, follower_id, following_id):
+        await tell(connection, follower_id, following_id, following=False)
 
 
 async def tell(connection: Connection, follower_id: int, following_id: int, *, following: bool) -> None:
@@ -61,84 +104,19 @@ async def tell(connection: Connection, follower_id: int, following_id: int, *, f
 
 async def list_followers(pool: Pool, cursors: Cursors, request: pb.ListFollowersRequest) -> pb.ListFollowersResponse:
     """A page of who follows a person. Raises NotFound, InvalidArgument (INVALID_CURSOR)."""
-    page, cursor = await list_edges(pool, cursors, "followers", store.followers, request)
+    page, cursor = await listings.of_others(pool, cursors, "followers", store.FOLLOWERS, request)
     return pb.ListFollowersResponse(users=page, next_cursor=cursor)
 
 
 async def list_following(pool: Pool, cursors: Cursors, request: pb.ListFollowingRequest) -> pb.ListFollowingResponse:
     """A page of whom a person follows. Raises NotFound, InvalidArgument (INVALID_CURSOR)."""
-    page, cursor = await list_edges(pool, cursors, "following", store.following, request)
+    page, cursor = await listings.of_others(pool, cursors, "following", store.FOLLOWING, request)
     return pb.ListFollowingResponse(users=page, next_cursor=cursor)
 
 
-async def list_edges(
-    pool: Pool,
-    cursors: Cursors,
-    listing: str,
-    read: Callable[[Pool, int, int, int], Awaitable[list[tuple[int, store.UserRow]]]],
-    request: pb.ListFollowersRequest | pb.ListFollowingRequest,
-) -> tuple[Sequence[pb.User], str | None]:
-    """A page of one of the two listings, and the cursor for what follows it."""
-    scope = (listing, request.user_id, request.viewer_id)
-    before = cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
-    limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    rows = await read(pool, request.user_id, before, limit + 1)
-    if not rows and await store.user(pool, request.user_id) is None:
-        raise users.not_found(request.user_id)
-    more = len(rows) > limit
-    page = rows[:limit]
-    return (
-        [users.present(row, request.viewer_id) for _, row in page],
-        cursors.seal_id(scope, page[-1][0]) if more else None,
-    )
-
-
-async def get_relations(pool: Pool, request: pb.BatchGetRelationsRequest) -> pb.BatchGetRelationsResponse:
-    """The relations of each viewer, or that they have not changed. A viewer that does not exist has version 0."""
-    known: dict[int, int] = {}
-    for item in request.items:
-        # Two callers may know different versions of one viewer: then both get the whole.
-        same = known.setdefault(item.viewer_id, item.known_version) == item.known_version
-        known[item.viewer_id] = item.known_version if same else 0
-    found = await store.relations(pool, known)
-    response = pb.BatchGetRelationsResponse()
-    for item in request.items:
-        relations = found.get(item.viewer_id)
-        if relations is None:
-            response.items.add(version=0)
-        elif relations.version == known[item.viewer_id]:
-            response.items.add(version=relations.version, unchanged=True)
-        else:
-            response.items.add(
-                version=relations.version,
-                following_ids=relations.following_ids,
-                follow_ids=relations.follow_ids,
-            )
-    return response
-
-
-async def list_follower_ids(pool: Pool, request: pb.BatchListFollowerIdsRequest) -> pb.BatchListFollowerIdsResponse:
-    """A page of the followers of each item's user."""
-    pages = await store.follower_ids(
-        pool, [(item.user_id, item.before_follow_id or ids.MAX_ID + 1, item.limit) for item in request.items]
-    )
-    return pb.BatchListFollowerIdsResponse(
-        items=[
-            pb.BatchListFollowerIdsResponse.Item(follower_ids=follower_ids, next_follow_id=next_follow_id)
-            for follower_ids, next_follow_id in pages
-        ]
-    )
-
-
-async def get_follower_counts(
-    pool: Pool, request: pb.BatchGetFollowerCountsRequest
-) -> pb.BatchGetFollowerCountsResponse:
-    """How many people follow each user, exactly."""
-    found = await store.follower_counts(pool, list(request.user_ids))
-    return pb.BatchGetFollowerCountsResponse(followers=[found.get(user_id, 0) for user_id in request.user_ids])
-
-
-async def list_follower_counts(pool: Pool, request: pb.ListFollowerCountsRequest) -> pb.ListFollowerCountsResponse:
-    """A page of those who have many followers, as of the last fold of counts."""
-    rows = await store.followed_by_many(pool, request.after_user_id, request.min_followers, request.limit)
-    return pb.ListFollowerCountsResponse(user_ids=[row[0] for row in rows], followers=[row[1] for row in rows])
+async def list_requests(
+    pool: Pool, cursors: Cursors, request: pb.ListFollowRequestsRequest
+) -> pb.ListFollowRequestsResponse:
+    """A page of who asked to follow one. Raises NotFound, InvalidArgument (INVALID_CURSOR)."""
+    page, cursor = await listings.of_oneself(pool, cursors, "requests", store.FOLLOW_REQUESTS, request)
+    return pb.ListFollowRequestsResponse(users=page, next_cursor=cursor)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from runtime import config, outbox
-from services.graph.config import RelaySettings
+from runtime import config, relay
 
 TOPIC = "graph"
-GROUPS = ("timeline",)
+GROUPS = ("timeline", "post")
 """Who must have acknowledged an event before it may go from its stream."""
 
 if __name__ == "__main__":
-    outbox.run("graph-relay", config.load(RelaySettings), "services.graph", TOPIC, GROUPS)
+    relay.run("graph-relay", config.load(relay.RelaySettings), "services.graph", TOPIC, GROUPS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import psycopg
 
 from runtime import errors
 from runtime.counts import Counts
-from runtime.postgres import Connection, Pool, fetch
+from runtime.postgres import Connection, Pool, Reader, fetch
 
 USER_COUNTS = Counts("user", "user_id", ("followers", "following"))
 
@@ -19,22 +21,58 @@ class UserRow(NamedTuple):
     user_id: int
     username: str
     email: str
+    private: bool
     followers: int
     following: int
 
 
+class FollowState(NamedTuple):
+    """Where a follow stands, and what decides whether there may be one."""
+
+    following: bool
+    requested: bool
+    private: bool
+    """Whether the followee's account is private."""
+    blocked: bool
+    """Whether either blocks the other."""
+    reach: int
+    """How many people the follower follows or has asked to follow, exactly."""
+
+
 class Relations(NamedTuple):
-    """Whom a person follows."""
+    """A person's relations to others. The lists are in no order, and empty where the version is the known one."""
 
     version: int
     following_ids: list[int]
-    """In no order; none where the version is the known one."""
     follow_ids: list[int]
     """One for each of `following_ids`."""
+    blocked_ids: list[int]
+    """Either way."""
+    muted_ids: list[int]
 
+
+class Pairs(NamedTuple):
+    """A table of pairs of people, read from one of its sides."""
+
+    table: str
+    key: str
+    """The column that gives the order."""
+    given: str
+    """The column of the person whose listing it is."""
+    wanted: str
+    """The column of those who are listed."""
+
+
+FOLLOWERS = Pairs("followers", "follow_id", "following_id", "follower_id")
+FOLLOWING = Pairs("followers", "follow_id", "follower_id", "following_id")
+FOLLOW_REQUESTS = Pairs("follow_requests", "follow_request_id", "following_id", "follower_id")
+BLOCKS = Pairs("blocks", "block_id", "user_id", "target_id")
+MUTES = Pairs("mutes", "mute_id", "user_id", "target_id")
+REQUESTED = Pairs("follow_requests", "follow_request_id", "follower_id", "following_id")
+"""FOLLOW_REQUESTS from the side of who asked. No index gives their order: there are never many."""
 
 USER_COLUMNS = """
-    u.user_id, u.username, u.email,
+    u.user_id, u.username, u.email, u.private,
     coalesce(c.followers, 0) + coalesce(d.followers, 0),
     coalesce(c.following, 0) + coalesce(d.following, 0)"""
 USER_JOINS = """
@@ -43,68 +81,159 @@ USER_JOINS = """
         SELECT sum(followers)::bigint AS followers, sum(following)::bigint AS following
         FROM user_count_deltas WHERE user_id = u.user_id
     ) d ON true"""
+BLOCKED = """
+    EXISTS (SELECT FROM blocks b WHERE b.user_id = {one} AND b.target_id = {other}
+            UNION ALL SELECT FROM blocks b WHERE b.user_id = {other} AND b.target_id = {one})"""
 
 
 async def insert_user(connection: Connection, username: str, email: str) -> int:
     """Adds a person; their id. Raises Conflict (USERNAME_TAKEN, EMAIL_TAKEN)."""
-    try:
+    with taken(username):
         cursor = await connection.execute(
             "INSERT INTO users (username, email) VALUES (%s, %s) RETURNING user_id", (username, email)
         )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def update_user(
+    connection: Connection, user_id: int, username: str | None, email: str | None, private: bool | None
+) -> bool:
+    """Changes what is not None; whether there is such a person. Raises Conflict (USERNAME_TAKEN, EMAIL_TAKEN)."""
+    with taken(username):
+        cursor = await connection.execute(
+            """
+            UPDATE users SET username = coalesce(%s, username), email = coalesce(%s, email),
+                private = coalesce(%s, private)
+            WHERE user_id = %s AND erased_at IS NULL""",
+            (username, email, private, user_id),
+        )
+    return cursor.rowcount > 0
+
+
+@contextmanager
+def taken(username: str | None) -> Iterator[None]:
+    """Says which of the two names of a person the block found taken."""
+    try:
+        yield
     except psycopg.errors.UniqueViolation as error:
         if error.diag.constraint_name == "users_username":
             raise errors.Conflict("USERNAME_TAKEN", f"the username {username} is taken") from None
         if error.diag.constraint_name == "users_email":
             raise errors.Conflict("EMAIL_TAKEN", "the email address is taken") from None
         raise
+
+
+async def erase_user(connection: Connection, user_id: int) -> bool | None:
+    """Empties a person's row and marks it erased. False where it is already; None where there was no such person."""
+    cursor = await connection.execute(
+        "SELECT erased_at IS NOT NULL FROM users WHERE user_id = %s FOR NO KEY UPDATE", (user_id,)
+    )
     row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    if row is None or row[0]:
+        return None if row is None else False
+    await connection.execute(
+        "UPDATE users SET username = '', email = '', erased_at = clock_timestamp() WHERE user_id = %s", (user_id,)
+    )
+    return True
 
 
-async def user(pool: Pool, user_id: int) -> UserRow | None:
+async def user(reader: Reader, user_id: int) -> UserRow | None:
     """One person, or None."""
     rows = await fetch(
-        pool, f"SELECT {USER_COLUMNS} FROM users u {USER_JOINS} WHERE u.user_id = %(id)s", {"id": user_id}
+        reader,
+        f"SELECT {USER_COLUMNS} FROM users u {USER_JOINS} WHERE u.user_id = %(id)s AND u.erased_at IS NULL",
+        {"id": user_id},
     )
     return UserRow(*rows[0]) if rows else None
 
 
-async def usernames(pool: Pool, user_ids: list[int]) -> list[tuple[int, str]]:
-    """Id and username of those people that exist, in no order."""
-    rows = await fetch(pool, "SELECT user_id, username FROM users WHERE user_id = ANY(%(ids)s)", {"ids": user_ids})
-    return [(row[0], row[1]) for row in rows]
+async def people(pool: Pool, user_ids: list[int]) -> list[tuple[int, str, bool]]:
+    """Id, username and privacy of those people that exist, in no order."""
+    rows = await fetch(
+        pool,
+        "SELECT user_id, username, private FROM users WHERE user_id = ANY(%(ids)s) AND erased_at IS NULL",
+        {"ids": user_ids},
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
-async def lock_edge(connection: Connection, follower_id: int, following_id: int) -> set[int]:
-    """Locks both people of an edge, in the order of their ids; which of them exist.
+async def view(pool: Pool, viewer_id: int, user_id: int) -> tuple[bool, bool]:
+    """Whether a block separates two people, and whether the first follows the second."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT {BLOCKED.format(one="%(viewer)s", other="%(user)s")},
+               EXISTS (SELECT FROM followers WHERE follower_id = %(viewer)s AND following_id = %(user)s)""",
+        {"viewer": viewer_id, "user": user_id},
+    )
+    return rows[0][0], rows[0][1]
 
-    The follower's row is locked for a change (its version will be raised), the followee's only against a change: so
-    follows of one person by many do not queue, and still none slips past a block or an erasure.
+
+async def lock_pair(connection: Connection, changed_id: int, other_id: int, *, both: bool = False) -> set[int]:
+    """Locks two people, in the order of their ids; which of them exist.
+
+    The first one's row is locked for a change (its version will be raised), the other's only against a change, unless
+    `both` are to change. So follows of one person by many do not queue, and still none slips past a block or an
+    erasure.
     """
     found: set[int] = set()
-    for user_id in sorted((follower_id, following_id)):
-        strength = "NO KEY UPDATE" if user_id == follower_id else "SHARE"
+    for user_id in sorted((changed_id, other_id)):
+        strength = "NO KEY UPDATE" if both or user_id == changed_id else "SHARE"
         cursor = await connection.execute(
-            f"SELECT user_id FROM users WHERE user_id = %s FOR {strength}".encode(), (user_id,)
+            f"SELECT user_id FROM users WHERE user_id = %s AND erased_at IS NULL FOR {strength}".encode(), (user_id,)
         )
         found.update(row[0] for row in await cursor.fetchall())
     return found
 
 
-async def following_state(connection: Connection, follower_id: int, following_id: int) -> tuple[bool, int]:
-    """Whether the edge is there, and how many people the follower follows, exactly."""
+async def raise_versions(connection: Connection, user_ids: list[int]) -> None:
+    """Raises the version of people's relations."""
+    await connection.execute(
+        "UPDATE users SET relations_version = relations_version + 1 WHERE user_id = ANY(%s)", (user_ids,)
+    )
+
+
+async def follow_state(connection: Connection, follower_id: int, following_id: int) -> FollowState:
+    """Where a follow stands. Both people must exist, and be locked."""
     cursor = await connection.execute(
-        "SELECT coalesce(bool_or(following_id = %s), false), count(*) FROM followers WHERE follower_id = %s",
-        (following_id, follower_id),
+        f"""
+        SELECT coalesce(bool_or(following_id = %(following)s AND NOT asked), false),
+               coalesce(bool_or(following_id = %(following)s AND asked), false),
+               (SELECT private FROM users WHERE user_id = %(following)s),
+               {BLOCKED.format(one="%(follower)s", other="%(following)s")},
+               count(*)
+        FROM (
+            SELECT following_id, false AS asked FROM followers WHERE follower_id = %(follower)s
+            UNION ALL
+            SELECT following_id, true FROM follow_requests WHERE follower_id = %(follower)s
+        ) AS edge""".encode(),
+        {"follower": follower_id, "following": following_id},
     )
     row = await cursor.fetchone()
     assert row is not None
-    return bool(row[0]), int(row[1])
+    return FollowState(*row)
+
+
+async def insert_request(connection: Connection, follower_id: int, following_id: int) -> None:
+    """Adds a request to follow. It must not be there."""
+    await connection.execute(
+        "INSERT INTO follow_requests (follower_id, following_id) VALUES (%s, %s)", (follower_id, following_id)
+    )
+
+
+async def delete_request(connection: Connection, follower_id: int, following_id: int) -> None:
+    """Removes a request to follow, where it is."""
+    await connection.execute(
+        "DELETE FROM follow_requests WHERE follower_id = %s AND following_id = %s", (follower_id, following_id)
+    )
 
 
 async def insert_edge(connection: Connection, follower_id: int, following_id: int) -> None:
     """Adds the edge with its count deltas and the follower's new version. It must not be there, and be locked.
+
+    Where it was asked for, the request goes.
 
     A follower's follow ids rise, even where the clock steps back: who reads them may ask what came after.
     """
@@ -114,6 +243,8 @@ async def insert_edge(connection: Connection, follower_id: int, following_id: in
             INSERT INTO followers (follower_id, following_id, follow_id)
             VALUES (%(follower)s, %(following)s, greatest(
                 next_id(), (SELECT max(follow_id) + 1 FROM followers WHERE follower_id = %(follower)s)))
+        ), asked AS (
+            DELETE FROM follow_requests WHERE follower_id = %(follower)s AND following_id = %(following)s
         ), version AS (
             UPDATE users SET relations_version = relations_version + 1 WHERE user_id = %(follower)s
         )
@@ -141,43 +272,85 @@ async def delete_edge(connection: Connection, follower_id: int, following_id: in
     return cursor.rowcount > 0
 
 
-async def followers(pool: Pool, user_id: int, before: int, limit: int) -> list[tuple[int, UserRow]]:
-    """Who follows someone, newest follow first, of the follows with an id below `before`; with the follow's id."""
-    return await edge_page(pool, "f.follower_id", "f.following_id", user_id, before, limit)
+async def insert_block(connection: Connection, user_id: int, target_id: int) -> None:
+    """Adds a block, unless it is there. Both people must be locked for a change."""
+    cursor = await connection.execute(
+        "INSERT INTO blocks (user_id, target_id) VALUES (%s, %s) ON CONFLICT DO NOTHING", (user_id, target_id)
+    )
+    if cursor.rowcount:
+        await raise_versions(connection, [user_id, target_id])
 
 
-async def following(pool: Pool, user_id: int, before: int, limit: int) -> list[tuple[int, UserRow]]:
-    """Whom someone follows, newest follow first, of the follows with an id below `before`; with the follow's id."""
-    return await edge_page(pool, "f.following_id", "f.follower_id", user_id, before, limit)
+async def insert_mute(connection: Connection, user_id: int, target_id: int) -> None:
+    """Adds a mute, unless it is there. The first person must be locked for a change."""
+    cursor = await connection.execute(
+        "INSERT INTO mutes (user_id, target_id) VALUES (%s, %s) ON CONFLICT DO NOTHING", (user_id, target_id)
+    )
+    if cursor.rowcount:
+        await raise_versions(connection, [user_id])
 
 
-async def edge_page(
-    pool: Pool, wanted: str, given: str, user_id: int, before: int, limit: int
+async def delete_block(connection: Connection, user_id: int, target_id: int) -> None:
+    """Removes a block, where it is. Both people must be locked for a change."""
+    cursor = await connection.execute("DELETE FROM blocks WHERE user_id = %s AND target_id = %s", (user_id, target_id))
+    if cursor.rowcount:
+        await raise_versions(connection, [user_id, target_id])
+
+
+async def delete_mute(connection: Connection, user_id: int, target_id: int) -> None:
+    """Removes a mute, where it is. The first person must be locked for a change."""
+    cursor = await connection.execute("DELETE FROM mutes WHERE user_id = %s AND target_id = %s", (user_id, target_id))
+    if cursor.rowcount:
+        await raise_versions(connection, [user_id])
+
+
+async def is_full(connection: Connection, pairs: Pairs, user_id: int, target_id: int, most: int) -> bool:
+    """Whether a person has as many of such pairs as one may, and none of them is with the target."""
+    cursor = await connection.execute(
+        f"SELECT count(*) >= %s AND NOT coalesce(bool_or({pairs.wanted} = %s), false) FROM {pairs.table}"
+        f" WHERE {pairs.given} = %s".encode(),
+        (most, target_id, user_id),
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+async def listed(
+    pool: Pool, pairs: Pairs, user_id: int, viewer_id: int, before: int, limit: int
 ) -> list[tuple[int, UserRow]]:
-    """A page of the people in column `wanted` of the follows whose column `given` is the person."""
+    """A page of someone's pairs with an id below `before`, newest first: that id and the other person.
+
+    Those are left out whom a block separates from the viewer (0 for none).
+    """
     rows = await fetch(
         pool,
         f"""
-        SELECT f.follow_id, {USER_COLUMNS}
-        FROM followers f JOIN users u ON u.user_id = {wanted} {USER_JOINS}
-        WHERE {given} = %(user)s AND f.follow_id < %(before)s
-        ORDER BY f.follow_id DESC LIMIT %(limit)s""",
-        {"user": user_id, "before": before, "limit": limit},
+        SELECT pair.{pairs.key}, {USER_COLUMNS}
+        FROM {pairs.table} pair JOIN users u ON u.user_id = pair.{pairs.wanted} {USER_JOINS}
+        WHERE pair.{pairs.given} = %(user)s AND pair.{pairs.key} < %(before)s AND u.erased_at IS NULL
+          AND NOT {BLOCKED.format(one="%(viewer)s", other="u.user_id")}
+        ORDER BY pair.{pairs.key} DESC LIMIT %(limit)s""",
+        {"user": user_id, "viewer": viewer_id, "before": before, "limit": limit},
     )
     return [(row[0], UserRow(*row[1:])) for row in rows]
 
 
 async def relations(pool: Pool, known: dict[int, int]) -> dict[int, Relations]:
-    """By viewer that exists, the relations' version and, where that is not the known one, whom they follow.
+    """By viewer that exists, the relations' version and, where that is not the known one, the relations.
 
-    `known` gives a version for each viewer. One statement, so that version and edges are of one snapshot.
+    `known` gives a version for each viewer. One statement, so that version and lists are of one snapshot.
     """
     rows = await fetch(
         pool,
         """
-        SELECT u.user_id, u.relations_version, coalesce(edges.following_ids, '{}'), coalesce(edges.follow_ids, '{}')
+        SELECT u.user_id, u.relations_version, coalesce(edges.following_ids, '{}'), coalesce(edges.follow_ids, '{}'),
+               CASE WHEN u.relations_version = k.version THEN '{}' ELSE ARRAY(
+                   SELECT target_id FROM blocks WHERE user_id = u.user_id
+                   UNION SELECT user_id FROM blocks WHERE target_id = u.user_id) END,
+               CASE WHEN u.relations_version = k.version THEN '{}' ELSE ARRAY(
+                   SELECT target_id FROM mutes WHERE user_id = u.user_id) END
         FROM unnest(%(viewers)s::bigint[], %(versions)s::bigint[]) AS k (viewer_id, version)
-        JOIN users u ON u.user_id = k.viewer_id
+        JOIN users u ON u.user_id = k.viewer_id AND u.erased_at IS NULL
         CROSS JOIN LATERAL (
             -- Both see the rows in one order, whichever that is.
             SELECT array_agg(following_id) AS following_ids, array_agg(follow_id) AS follow_ids
@@ -248,3 +421,87 @@ async def followed_by_many(pool: Pool, after: int, min_followers: int, limit: in
         {"after": after, "min": min_followers, "limit": limit},
     )
     return [(row[0], row[1]) for row in rows]
+
+
+async def tied(pool: Pool, pairs: Pairs, user_id: int, before: int, limit: int) -> list[tuple[int, int, str]]:
+    """As `listed` for nobody in particular, and of the other person only id and username."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT pair.{pairs.key}, u.user_id, u.username
+        FROM {pairs.table} pair JOIN users u ON u.user_id = pair.{pairs.wanted}
+        WHERE pair.{pairs.given} = %(user)s AND pair.{pairs.key} < %(before)s AND u.erased_at IS NULL
+        ORDER BY pair.{pairs.key} DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+# Upkeep.
+
+
+async def unswept(pool: Pool, limit: int) -> list[int]:
+    """Erased people on whom something may still hang."""
+    rows = await fetch(
+        pool,
+        "SELECT user_id FROM users WHERE erased_at IS NOT NULL AND NOT swept ORDER BY erased_at LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def edges_of(connection: Connection, user_id: int, limit: int) -> list[tuple[int, int]]:
+    """Up to `limit` follows each by and of a person: follower and followee, by rising follower."""
+    cursor = await connection.execute(
+        """
+        (SELECT follower_id, following_id FROM followers WHERE follower_id = %(user)s LIMIT %(limit)s)
+        UNION ALL
+        (SELECT follower_id, following_id FROM followers WHERE following_id = %(user)s LIMIT %(limit)s)
+        ORDER BY follower_id""",
+        {"user": user_id, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in await cursor.fetchall()]
+
+
+async def sweep(connection: Connection, user_id: int, limit: int) -> bool:
+    """Removes what hangs on an erased person besides follows, up to `limit` rows of each kind, and says so once all is
+    gone; whether it is."""
+    removed = 0
+    for pairs, versions in ((FOLLOW_REQUESTS, False), (BLOCKS, True), (MUTES, True)):
+        cursor = await connection.execute(
+            f"""
+            DELETE FROM {pairs.table} WHERE ctid = ANY(ARRAY(
+                (SELECT ctid FROM {pairs.table} WHERE {pairs.given} = %(user)s LIMIT %(limit)s)
+                UNION ALL
+                (SELECT ctid FROM {pairs.table} WHERE {pairs.wanted} = %(user)s LIMIT %(limit)s)))
+            RETURNING {pairs.given}, {pairs.wanted}""".encode(),
+            {"user": user_id, "limit": limit},
+        )
+        gone = await cursor.fetchall()
+        removed = max(removed, len(gone))
+        if versions:
+            await raise_versions(connection, sorted({other for row in gone for other in row}))
+    if removed:
+        return False
+    await connection.execute("DELETE FROM user_count_deltas WHERE user_id = %s", (user_id,))
+    await connection.execute("DELETE FROM user_counts WHERE user_id = %s", (user_id,))
+    await connection.execute("UPDATE users SET swept = true WHERE user_id = %s", (user_id,))
+    return True
+
+
+async def traces(pool: Pool, user_id: int) -> dict[str, int]:
+    """How much of each table names someone; of users, whether there is more than the mark of an erased person."""
+    [row] = await fetch(
+        pool,
+        """
+        SELECT (SELECT count(*) FROM users WHERE user_id = %(user)s AND (erased_at IS NULL OR username || email <> '')),
+               (SELECT count(*) FROM followers WHERE follower_id = %(user)s)
+                 + (SELECT count(*) FROM followers WHERE following_id = %(user)s),
+               (SELECT count(*) FROM follow_requests WHERE %(user)s IN (follower_id, following_id)),
+               (SELECT count(*) FROM blocks WHERE %(user)s IN (user_id, target_id)),
+               (SELECT count(*) FROM mutes WHERE %(user)s IN (user_id, target_id)),
+               (SELECT count(*) FROM user_counts WHERE user_id = %(user)s)
+                 + (SELECT count(*) FROM user_count_deltas WHERE user_id = %(user)s)""",
+        {"user": user_id},
+    )
+    return dict(zip(("users", "followers", "follow_requests", "blocks", "mutes", "user_counts"), row, strict=True))

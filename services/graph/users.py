@@ -1,10 +1,10 @@
-"""Use cases about people: joining, and reading them."""
+"""Use cases about people: joining, changing and erasing one's account, and reading people."""
 
 from __future__ import annotations
 
 from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, idempotency, ids, outbox
+from runtime import errors, idempotency, ids, outbox, postgres
 from runtime.postgres import Connection, Pool
 from services.graph import store
 
@@ -18,15 +18,74 @@ async def create_user(pool: Pool, request: pb.CreateUserRequest) -> pb.CreateUse
     async def work(connection: Connection) -> pb.CreateUserResponse:
         user_id = await store.insert_user(connection, request.username, request.email)
         await outbox.add(connection, user_id, event_pb2.Event(user_created=event_pb2.UserCreated(user_id=user_id)))
-        row = store.UserRow(user_id, request.username, request.email, 0, 0)
-        return pb.CreateUserResponse(user=present(row, viewer_id=user_id))
+        # The stored answer names nobody: it outlives an erasure by up to a day.
+        return pb.CreateUserResponse(user=pb.User(user_id=user_id))
 
-    return await idempotency.write(pool, request, NO_ACTOR, pb.CreateUserResponse, work)
+    stored = await idempotency.write(pool, request, NO_ACTOR, pb.CreateUserResponse, work)
+    return pb.CreateUserResponse(user=await require(pool, stored.user.user_id, stored.user.user_id))
+
+
+async def update_user(pool: Pool, request: pb.UpdateUserRequest) -> pb.UpdateUserResponse:
+    """Changes what is given. Raises NotFound (USER_NOT_FOUND), Conflict (USERNAME_TAKEN, EMAIL_TAKEN)."""
+
+    async def work(connection: Connection) -> pb.UpdateUserResponse:
+        given = {
+            name: getattr(request, name) if request.HasField(name) else None
+            for name in ("username", "email", "private")
+        }
+        if not await store.update_user(connection, request.user_id, **given):
+            raise not_found(request.user_id)
+        return pb.UpdateUserResponse(user=await require(connection, request.user_id, request.user_id))
+
+    return await idempotency.write(pool, request, request.user_id, pb.UpdateUserResponse, work)
+
+
+async def delete_user(pool: Pool, request: pb.DeleteUserRequest) -> pb.DeleteUserResponse:
+    """Erases a person; what hangs on them goes by upkeep and by the event. Raises NotFound (USER_NOT_FOUND)."""
+
+    async def work(connection: Connection) -> pb.DeleteUserResponse:
+        erased = await store.erase_user(connection, request.user_id)
+        if erased is None:
+            raise not_found(request.user_id)
+        if erased:
+            await idempotency.forget(connection, request.user_id)
+            fact = event_pb2.UserErased(user_id=request.user_id)
+            await outbox.add(connection, request.user_id, event_pb2.Event(user_erased=fact))
+        return pb.DeleteUserResponse()
+
+    # Again has the same effect: no answer is kept, and so no trace of the key.
+    return await postgres.transact(pool, work)
+
+
+async def count_traces(pool: Pool, user_id: int) -> pb.CountTracesResponse:
+    """What is left of someone, by place."""
+    found = await store.traces(pool, user_id) | {"idempotency_keys": await idempotency.count(pool, user_id)}
+    return pb.CountTracesResponse(
+        traces=[pb.CountTracesResponse.Trace(place=place, count=count) for place, count in found.items()]
+    )
 
 
 async def get_user(pool: Pool, user_id: int, viewer_id: int) -> pb.User:
     """One person as the viewer (0 for a stranger) sees them. Raises NotFound (USER_NOT_FOUND)."""
+    row, _ = await look(pool, user_id, viewer_id)
+    return present(row, viewer_id)
+
+
+async def look(pool: Pool, user_id: int, viewer_id: int) -> tuple[store.UserRow, bool]:
+    """A person, and whether the viewer may see whom they follow and who follows them.
+
+    Raises NotFound (USER_NOT_FOUND) for no such person, and across a block.
+    """
+    blocked, follows = await store.view(pool, viewer_id, user_id)
     row = await store.user(pool, user_id)
+    if row is None or blocked:
+        raise not_found(user_id)
+    return row, follows or viewer_id == user_id or not row.private
+
+
+async def require(reader: postgres.Reader, user_id: int, viewer_id: int) -> pb.User:
+    """One person, whoever looks. Raises NotFound (USER_NOT_FOUND)."""
+    row = await store.user(reader, user_id)
     if row is None:
         raise not_found(user_id)
     return present(row, viewer_id)
@@ -41,9 +100,10 @@ def present(row: store.UserRow, viewer_id: int) -> pb.User:
         created_at=ids.timestamp(row.user_id),
         followers=row.followers,
         following=row.following,
+        private=row.private,
     )
 
 
 def not_found(user_id: int) -> errors.NotFound:
-    """There is no such person."""
+    """There is no such person, or none for who asks."""
     return errors.NotFound("USER_NOT_FOUND", f"there is no user {user_id}")

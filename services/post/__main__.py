@@ -10,8 +10,8 @@ from feedmesh.post.v1.post_pb2_grpc import add_PostServiceServicer_to_server
 from runtime import client, config, migrate, postgres, process, server
 from runtime.paging import Cursors
 from services.post.config import PostSettings
-from services.post.people import People
 from services.post.servicer import SERVICE, PostServicer
+from services.post.sight import Sights
 
 
 async def serve(settings: PostSettings, running: process.Process) -> None:
@@ -19,7 +19,7 @@ async def serve(settings: PostSettings, running: process.Process) -> None:
     graph = graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
     async with postgres.connect(settings) as pool, client.connect(settings.graph_target, graph) as channel:
         await migrate.require(pool, "services.post")
-        servicer = PostServicer(pool, People(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
+        servicer = PostServicer(pool, Sights(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
         await server.serve(
             running,
             settings,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, outbox
-from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
 from services.post import store
-from services.post.likes import target
-from services.post.people import People
+from services.post.hydrate import not_found
+from services.post.likes import still
+from services.post.sight import Sights
 
 
-async def create_comment(pool: Pool, people: People, request: pb.CreateCommentRequest) -> pb.CreateCommentResponse:
+async def create_comment(pool: Pool, sights: Sights, request: pb.CreateCommentRequest) -> pb.CreateCommentResponse:
     """Comments on a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    username = await people.require(request.user_id)
+    username = await sights.people.require(request.user_id)
+    seen, _ = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.CreateCommentResponse:
-        on = await target(connection, request.post_id)
+        on = await still(connection, request.post_id, seen)
         comment_id = await store.insert_comment(connection, request.user_id, on, request.content)
         fact = event_pb2.CommentCreated(
             comment_id=comment_id, post_id=on.post_id, author_id=on.author_id, user_id=request.user_id
@@ -30,29 +34,44 @@ async def create_comment(pool: Pool, people: People, request: pb.CreateCommentRe
 
 
 async def list_comments(
-    pool: Pool, people: People, cursors: Cursors, request: pb.ListCommentsRequest
+    pool: Pool, sights: Sights, cursors: Cursors, request: pb.ListCommentsRequest
 ) -> pb.ListCommentsResponse:
-    """A page of a post's comments. Raises NotFound (POST_NOT_FOUND), InvalidArgument (INVALID_CURSOR)."""
+    """A page of a post's comments, of those who are there for the viewer.
+
+    Raises NotFound (POST_NOT_FOUND), InvalidArgument (INVALID_CURSOR).
+    """
     scope = ("comments", request.post_id, request.viewer_id)
     after = cursors.open_id(scope, request.cursor, first=0)
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    on = await target(pool, request.post_id)
-    rows = await store.comments_under(pool, on.post_id, after, limit + 1)
-    page = rows[:limit]
-    names = await people.names({row.user_id for row in page})
+    on, sight = await sights.target(pool, request.viewer_id, request.post_id)
+    if on is None:
+        raise not_found(request.post_id)
+    post_id = on.post_id
+
+    async def read(place: int, count: int) -> tuple[list[int], dict[int, pb.Comment]]:
+        rows = await store.comments_under(pool, post_id, place, count)
+        writers = replace(sight, people=await sights.people.of({row.user_id for row in rows}))
+        shown = {row.comment_id: present(row, writers.name(row.user_id)) for row in rows if writers.shows(row.user_id)}
+        return [row.comment_id for row in rows], shown
+
+    comments, last = await filled(limit, after, read)
     return pb.ListCommentsResponse(
-        comments=[present(row, names.get(row.user_id, "")) for row in page],
-        next_cursor=cursors.seal_id(scope, page[-1].comment_id) if len(rows) > limit else None,
+        comments=comments, next_cursor=None if last is None else cursors.seal_id(scope, last)
     )
 
 
-async def delete_comment(pool: Pool, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
-    """Deletes a comment. Raises NotFound (COMMENT_NOT_FOUND), Forbidden (NOT_OWNER)."""
+async def delete_comment(pool: Pool, sights: Sights, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
+    """Deletes a comment of one's own, or under a post of one's own.
+
+    Raises NotFound (COMMENT_NOT_FOUND), Forbidden (NOT_OWNER).
+    """
+    under = await store.post_of_comment(pool, request.comment_id)
+    seen, _ = await sights.target(pool, request.user_id, under or request.comment_id)
 
     async def work(connection: Connection) -> pb.DeleteCommentResponse:
         row = await store.lock_comment(connection, request.comment_id)
         own = row is not None and request.user_id in (row.user_id, row.author_id)
-        if row is None or (row.deleted and not own):
+        if row is None or (not own and (row.deleted or seen is None)):
             raise errors.NotFound("COMMENT_NOT_FOUND", f"there is no comment {request.comment_id}")
         if not own:
             raise errors.Forbidden("NOT_OWNER", "neither the comment nor the post is yours")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import config, outbox, postgres
+from runtime import config, postgres, redis
 
 
 class PostSettings(config.ServerSettings, postgres.PostgresSettings):
@@ -18,5 +18,5 @@ class UpkeepSettings(postgres.PostgresSettings):
     """What the upkeep worker can be told."""
 
 
-class RelaySettings(outbox.RelaySettings):
-    """What the relay can be told."""
+class EraserSettings(postgres.PostgresSettings, redis.RedisSettings):
+    """What the eraser can be told."""

@@ -9,35 +9,33 @@ from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, ids
 from runtime.postgres import Pool
 from services.post import store
-from services.post.people import People
-
-STRANGER = 0
+from services.post.sight import STRANGER, Sight, Sights, Viewer
 
 
-async def hydrate(pool: Pool, people: People, pages: Sequence[tuple[int, Sequence[int]]]) -> list[list[pb.Post]]:
-    """For each page (viewer, post ids) the posts that exist, in the order asked for.
+async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[list[pb.Post]]:
+    """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for.
 
-    The viewer is 0 for a stranger. A plain share of a deleted original does not exist.
+    Raises Unavailable.
     """
     rows = await store.posts(pool, {post_id for _, post_ids in pages for post_id in post_ids})
     if originals := {row.shared_post_id for row in rows.values() if row.shared_post_id is not None} - rows.keys():
         rows |= await store.posts(pool, originals)
     likeable = [
-        (viewer, shown_id)
+        (viewer.user_id, shown_id)
         for viewer, post_ids in pages
-        if viewer != STRANGER
+        if viewer.user_id != STRANGER
         for shown_id in {other for post_id in post_ids if post_id in rows for other in shown(rows[post_id])}
     ]
-    liked, names = await asyncio.gather(
-        store.liked(pool, likeable), people.names({row.user_id for row in rows.values()})
-    )
+    # What is not there is asked for as what may not be seen is, so that the time tells nothing.
+    authors = {row.user_id for row in rows.values()} or {post_id for _, post_ids in pages for post_id in post_ids}
+    liked, seen = await asyncio.gather(store.liked(pool, likeable), sights.of([viewer for viewer, _ in pages], authors))
     return [
         [
-            present(rows, row, names, viewer, liked)
+            present(rows, row, sight, liked)
             for post_id in post_ids
-            if (row := rows.get(post_id)) and row.original_id in rows
+            if (row := rows.get(post_id)) and sight.sees_post(row, rows.get(row.original_id))
         ]
-        for viewer, post_ids in pages
+        for sight, (_, post_ids) in zip(seen, pages, strict=True)
     ]
 
 
@@ -46,9 +44,9 @@ def shown(row: store.PostRow) -> tuple[int, ...]:
     return (row.post_id,) if row.shared_post_id is None else (row.post_id, row.shared_post_id)
 
 
-async def hydrate_one(pool: Pool, people: People, post_id: int, viewer_id: int) -> pb.Post:
-    """One post as the viewer sees it. Raises NotFound (POST_NOT_FOUND)."""
-    [posts] = await hydrate(pool, people, [(viewer_id, [post_id])])
+async def hydrate_one(pool: Pool, sights: Sights, post_id: int, viewer_id: int) -> pb.Post:
+    """One post as the viewer sees it. Raises NotFound (POST_NOT_FOUND), Unavailable."""
+    [posts] = await hydrate(pool, sights, [(Viewer(viewer_id), [post_id])])
     if not posts:
         raise not_found(post_id)
     return posts[0]
@@ -57,30 +55,29 @@ async def hydrate_one(pool: Pool, people: People, post_id: int, viewer_id: int) 
 def present(
     rows: Mapping[int, store.PostRow],
     row: store.PostRow,
-    names: Mapping[int, str],
-    viewer_id: int,
+    sight: Sight,
     liked: set[tuple[int, int]],
     *,
     nested: bool = False,
 ) -> pb.Post:
-    """A post as the viewer sees it; its original, one level deep, where that is among `rows`."""
+    """A post as the viewer sees it; its original, one level deep, where that may be seen."""
     counted = rows[row.original_id]
     post = pb.Post(
         post_id=row.post_id,
         user_id=row.user_id,
-        username=names.get(row.user_id, ""),
+        username=sight.name(row.user_id),
         content=row.content,
         media_url=row.media_url,
         created_at=ids.timestamp(row.post_id),
-        visibility=pb.VISIBILITY_PUBLIC,
+        visibility=pb.Visibility.ValueType(row.visibility),
         likes=counted.likes,
         comments=counted.comments,
         shares=counted.shares,
-        liked=(viewer_id, counted.post_id) in liked,
+        liked=(sight.viewer_id, counted.post_id) in liked,
     )
     original = rows.get(row.shared_post_id) if row.shared_post_id is not None and not nested else None
-    if original is not None:
-        post.shared_post.CopyFrom(present(rows, original, names, viewer_id, liked, nested=True))
+    if original is not None and sight.sees(original.user_id, original.visibility):
+        post.shared_post.CopyFrom(present(rows, original, sight, liked, nested=True))
     return post
 
 

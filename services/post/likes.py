@@ -5,18 +5,19 @@ from __future__ import annotations
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import idempotency, outbox
-from runtime.postgres import Connection, Pool, Reader
+from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.hydrate import not_found
-from services.post.people import People
+from services.post.sight import Sights
 
 
-async def like_post(pool: Pool, people: People, request: pb.LikePostRequest) -> pb.LikePostResponse:
+async def like_post(pool: Pool, sights: Sights, request: pb.LikePostRequest) -> pb.LikePostResponse:
     """Likes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    await people.require(request.user_id)
+    await sights.people.require(request.user_id)
+    seen, _ = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.LikePostResponse:
-        liked = await target(connection, request.post_id)
+        liked = await still(connection, request.post_id, seen)
         if await store.insert_like(connection, request.user_id, liked):
             await tell(connection, request.user_id, liked, now_liked=True)
         return pb.LikePostResponse(
@@ -26,12 +27,13 @@ async def like_post(pool: Pool, people: People, request: pb.LikePostRequest) -> 
     return await idempotency.write(pool, request, request.user_id, pb.LikePostResponse, work)
 
 
-async def unlike_post(pool: Pool, people: People, request: pb.UnlikePostRequest) -> pb.UnlikePostResponse:
+async def unlike_post(pool: Pool, sights: Sights, request: pb.UnlikePostRequest) -> pb.UnlikePostResponse:
     """Takes a like back. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    await people.require(request.user_id)
+    await sights.people.require(request.user_id)
+    seen, _ = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.UnlikePostResponse:
-        liked = await target(connection, request.post_id)
+        liked = await still(connection, request.post_id, seen)
         if await store.delete_like(connection, request.user_id, liked.post_id):
             await tell(connection, request.user_id, liked, now_liked=False)
         return pb.UnlikePostResponse(
@@ -47,9 +49,12 @@ async def tell(connection: Connection, user_id: int, on: store.Target, *, now_li
     await outbox.add(connection, on.post_id, event_pb2.Event(like_changed=fact))
 
 
-async def target(reader: Reader, post_id: int) -> store.Target:
-    """What an act on a post goes to. Raises NotFound (POST_NOT_FOUND)."""
-    found = await store.target(reader, post_id)
-    if found is None:
+async def still(connection: Connection, post_id: int, seen: store.Target | None) -> store.Target:
+    """What an act on a post goes to, which the actor could see just now (None: could not).
+
+    In the act's transaction, where a repeated request gets its first answer whatever may be seen by now. Raises
+    NotFound (POST_NOT_FOUND).
+    """
+    if seen is None or not await store.is_there(connection, post_id):
         raise not_found(post_id)
-    return found
+    return seen

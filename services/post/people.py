@@ -1,4 +1,4 @@
-"""What the post service asks the graph about people: who exists, and under which name."""
+"""What the post service asks the graph about people: who exists, under which name, and whose account is private."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ SHOWN_TIMEOUT_S = 1.0
 CACHED_PEOPLE = 50_000
 
 
-class Known(NamedTuple):
-    """A name, and when the graph said it."""
+class Person(NamedTuple):
+    """Someone, and when the graph said so."""
 
     name: str
+    private: bool
     at_s: float
 
 
 class People:
-    """Names of people, read from the graph: fresh for half a second, and shown for a minute where it is not there."""
+    """People, read from the graph: fresh for half a second, and used for a minute where it is not there."""
 
     def __init__(self, graph: GraphServiceAsyncStub, *, timer: Callable[[], float] = time.monotonic) -> None:
         self._graph = graph
         self._timer = timer
-        self._known: TTLCache[int, Known] = TTLCache(CACHED_PEOPLE, STALE_S, timer)
+        self._known: TTLCache[int, Person] = TTLCache(CACHED_PEOPLE, STALE_S, timer)
 
-    async def names(self, user_ids: Iterable[int]) -> dict[int, str]:
-        """Usernames by id of those people that exist: what is shown.
+    async def of(self, user_ids: Iterable[int]) -> dict[int, Person | None]:
+        """What is known of people, None of those that do not exist.
 
-        While the graph cannot be reached, those that it gave within the last minute; the others lack.
+        While the graph cannot be reached, of those that it told of within the last minute; the others lack.
         """
         wanted = set(user_ids)
-        found = self._remembered(wanted, FRESH_S)
+        found: dict[int, Person | None] = dict(self._remembered(wanted, FRESH_S))
         if lacking := wanted - found.keys():
             try:
-                found |= await self._ask(lacking, SHOWN_TIMEOUT_S)
+                told = await self._ask(lacking, SHOWN_TIMEOUT_S)
+                found |= {user_id: told.get(user_id) for user_id in lacking}
             except errors.Unavailable:
                 stale = self._remembered(lacking, STALE_S)
                 metrics.STALE_NAMES.inc(len(stale))
@@ -57,20 +59,27 @@ class People:
         """The username of one person who does something. Raises NotFound (USER_NOT_FOUND), Unavailable."""
         found = self._remembered([user_id], FRESH_S) or await self._ask([user_id])
         if user_id not in found:
-            raise errors.NotFound("USER_NOT_FOUND", f"there is no user {user_id}")
-        return found[user_id]
+            raise not_found(user_id)
+        return found[user_id].name
 
-    def _remembered(self, user_ids: Iterable[int], age_s: float) -> dict[int, str]:
-        """Those names that the graph gave within the last `age_s` seconds."""
+    def _remembered(self, user_ids: Iterable[int], age_s: float) -> dict[int, Person]:
+        """Those people that the graph told of within the last `age_s` seconds."""
         since_s = self._timer() - age_s
         known = ((user_id, self._known.get(user_id)) for user_id in user_ids)
-        return {user_id: entry.name for user_id, entry in known if entry is not None and entry.at_s > since_s}
+        return {user_id: person for user_id, person in known if person is not None and person.at_s > since_s}
 
-    async def _ask(self, user_ids: Iterable[int], timeout_s: float | None = None) -> dict[int, str]:
-        """The names as the graph has them. Raises Unavailable."""
+    async def _ask(self, user_ids: Iterable[int], timeout_s: float | None = None) -> dict[int, Person]:
+        """Those people that exist, as the graph has them. Raises Unavailable."""
         request = graph_pb2.BatchGetUsersRequest(user_ids=user_ids)
+        asked_s = self._timer()
         response = await self._graph.BatchGetUsers(request, timeout=timeout_s)
-        names = {user.user_id: user.username for user in response.users}
-        now_s = self._timer()
-        self._known.update({user_id: Known(name, now_s) for user_id, name in names.items()})
-        return names
+        told = {user.user_id: Person(user.username, user.private, asked_s) for user in response.users}
+        self._known.update(told)
+        for user_id in set(request.user_ids) - told.keys():
+            self._known.pop(user_id, None)
+        return told
+
+
+def not_found(user_id: int) -> errors.NotFound:
+    """There is no such person, or none for who asks."""
+    return errors.NotFound("USER_NOT_FOUND", f"there is no user {user_id}")

@@ -5,20 +5,23 @@ from __future__ import annotations
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, outbox
-from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.hydrate import hydrate, not_found, present
-from services.post.likes import target
-from services.post.people import People
+from services.post.likes import still
+from services.post.sight import Sights, Viewer
 
 
-async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest) -> pb.CreatePostResponse:
+async def create_post(pool: Pool, sights: Sights, request: pb.CreatePostRequest) -> pb.CreatePostResponse:
     """Publishes a post. Raises NotFound (USER_NOT_FOUND)."""
-    username = await people.require(request.user_id)
+    username = await sights.people.require(request.user_id)
+    visibility = request.visibility or pb.VISIBILITY_PUBLIC
 
     async def work(connection: Connection) -> pb.CreatePostResponse:
-        post_id = await store.insert_post(connection, request.user_id, request.content, request.media_url, None)
+        post_id = await store.insert_post(
+            connection, request.user_id, request.content, request.media_url, visibility=visibility
+        )
         await tell_created(connection, request.user_id, post_id, original_id=post_id)
         return pb.CreatePostResponse(
             post=pb.Post(
@@ -28,25 +31,29 @@ async def create_post(pool: Pool, people: People, request: pb.CreatePostRequest)
                 content=request.content,
                 media_url=request.media_url,
                 created_at=ids.timestamp(post_id),
-                visibility=pb.VISIBILITY_PUBLIC,
+                visibility=visibility,
             )
         )
 
     return await idempotency.write(pool, request, request.user_id, pb.CreatePostResponse, work)
 
 
-async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -> pb.SharePostResponse:
+async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -> pb.SharePostResponse:
     """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    username = await people.require(request.user_id)
-    # Only for the author's name: whether the post is there is decided in the transaction, where a repeated request gets
-    # its first answer even if the post is gone by now.
-    seen = await store.target(pool, request.post_id)
-    names = (await people.names({seen.author_id}) if seen else {}) | {request.user_id: username}
+    username = await sights.people.require(request.user_id)
+    seen, sight = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.SharePostResponse:
-        original = await target(connection, request.post_id)
+        original = await still(connection, request.post_id, seen)
         if request.content.strip():
-            share_id = await store.insert_post(connection, request.user_id, request.content, "", original.post_id)
+            share_id = await store.insert_post(
+                connection,
+                request.user_id,
+                request.content,
+                "",
+                visibility=pb.VISIBILITY_PUBLIC,
+                shared_post_id=original.post_id,
+            )
             await store.add_delta(connection, original.post_id, shares=1)
             await tell_created(
                 connection, request.user_id, share_id, original_id=share_id, shared_post_id=original.post_id
@@ -58,9 +65,19 @@ async def share_post(pool: Pool, people: People, request: pb.SharePostRequest) -
             # The original was deleted meanwhile: nothing is written.
             raise not_found(request.post_id)
         liked = await store.liked(connection, [(request.user_id, original.post_id)])
-        return pb.SharePostResponse(post=present(rows, rows[share_id], names, request.user_id, liked))
+        post = present(rows, rows[share_id], sight, liked)
+        post.username = username
+        # The stored answer holds nothing of anybody else: it outlives the original by up to a day.
+        post.ClearField("shared_post")
+        return pb.SharePostResponse(post=post)
 
-    return await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
+    response = await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
+    if seen is not None:
+        [originals] = await hydrate(pool, sights, [(Viewer(request.user_id), [seen.post_id])])
+        for original in originals:
+            original.ClearField("shared_post")
+            response.post.shared_post.CopyFrom(original)
+    return response
 
 
 async def share_plainly(connection: Connection, user_id: int, original: store.Target) -> int:
@@ -86,39 +103,52 @@ async def tell_created(
     await outbox.add(connection, author_id, event_pb2.Event(post_created=fact))
 
 
-async def delete_post(pool: Pool, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
+async def delete_post(pool: Pool, sights: Sights, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
     """Deletes one's own post. Raises NotFound (POST_NOT_FOUND), Forbidden (NOT_OWNER)."""
+    seen, _ = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.DeletePostResponse:
         row = await store.lock_post(connection, request.post_id)
-        if row is None:
+        own = row is not None and row.user_id == request.user_id
+        if row is None or (not own and (row.deleted or seen is None)):
             raise not_found(request.post_id)
-        if row.user_id != request.user_id:
-            raise not_found(row.post_id) if row.deleted else errors.Forbidden("NOT_OWNER", "the post is someone else's")
+        if not own:
+            raise errors.Forbidden("NOT_OWNER", "the post is someone else's")
         if not row.deleted:
-            await store.delete_post(connection, row)
-            # Of its plain shares no event tells: whoever knows them knows that they repeat this post.
-            fact = event_pb2.PostDeleted(
-                post_id=row.post_id, author_id=row.user_id, shared_post_id=row.shared_post_id or 0
-            )
-            await outbox.add(connection, row.user_id, event_pb2.Event(post_deleted=fact))
+            await remove(connection, row)
         return pb.DeletePostResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)
 
 
+async def remove(connection: Connection, row: store.LockedPost) -> None:
+    """Deletes a post that the transaction holds."""
+    await store.delete_post(connection, row)
+    # Of its plain shares no event tells: whoever knows them knows that they repeat this post.
+    fact = event_pb2.PostDeleted(post_id=row.post_id, author_id=row.user_id, shared_post_id=row.shared_post_id or 0)
+    await outbox.add(connection, row.user_id, event_pb2.Event(post_deleted=fact))
+
+
 async def list_user_posts(
-    pool: Pool, people: People, cursors: Cursors, request: pb.ListUserPostsRequest
+    pool: Pool, sights: Sights, cursors: Cursors, request: pb.ListUserPostsRequest
 ) -> pb.ListUserPostsResponse:
-    """A page of one person's posts. Raises NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR)."""
+    """A page of those of one person's posts that the viewer may see.
+
+    Raises NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR).
+    """
     scope = ("posts", request.user_id, request.viewer_id)
     before = cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    post_ids = await store.posts_of(pool, request.user_id, before, limit + 1)
-    if not post_ids:
-        await people.require(request.user_id)
-    [posts] = await hydrate(pool, people, [(request.viewer_id, post_ids[:limit])])
-    more = len(post_ids) > limit
-    return pb.ListUserPostsResponse(
-        posts=posts, next_cursor=cursors.seal_id(scope, post_ids[limit - 1]) if more else None
-    )
+    sight = await sights.require(request.user_id, request.viewer_id)
+    if not sight.sees(request.user_id, pb.VISIBILITY_PUBLIC):
+        return pb.ListUserPostsResponse()
+    version = sight.relation.version if sight.relation is not None else 0
+    viewer = Viewer(request.viewer_id, version, sight.kept)
+
+    async def read(place: int, count: int) -> tuple[list[int], dict[int, pb.Post]]:
+        post_ids = await store.posts_of(pool, request.user_id, place, count)
+        [posts] = await hydrate(pool, sights, [(viewer, post_ids)])
+        return post_ids, {post.post_id: post for post in posts}
+
+    posts, last = await filled(limit, before, read)
+    return pb.ListUserPostsResponse(posts=posts, next_cursor=None if last is None else cursors.seal_id(scope, last))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from runtime import config, outbox
-from services.post.config import RelaySettings
+from runtime import config, relay
 
 TOPIC = "post"
 GROUPS = ("timeline",)
 """Who must have acknowledged an event before it may go from its stream."""
 
 if __name__ == "__main__":
-    outbox.run("post-relay", config.load(RelaySettings), "services.post", TOPIC, GROUPS)
+    relay.run("post-relay", config.load(relay.RelaySettings), "services.post", TOPIC, GROUPS)

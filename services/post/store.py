@@ -27,6 +27,8 @@ class PostRow(NamedTuple):
     media_url: str
     original_id: int
     shared_post_id: int | None
+    visibility: int
+    """Number of feedmesh.post.v1.Visibility."""
     likes: int
     comments: int
     shares: int
@@ -43,6 +45,17 @@ class CommentRow(NamedTuple):
     deleted: bool
 
 
+class WrittenRow(NamedTuple):
+    """What someone wrote as a post, share or quote."""
+
+    post_id: int
+    content: str
+    media_url: str
+    visibility: int
+    shared_post_id: int
+    """0 for none."""
+
+
 class LockedPost(NamedTuple):
     """A post that the transaction holds, deleted or not."""
 
@@ -51,6 +64,26 @@ class LockedPost(NamedTuple):
     original_id: int
     shared_post_id: int | None
     deleted: bool
+
+
+class Authored(NamedTuple):
+    """What decides who may see a post."""
+
+    post_id: int
+    author_id: int
+    visibility: int
+
+
+class CheckedRow(NamedTuple):
+    """A post as the table has it; the fields are those of feedmesh.post.v1.PostRow."""
+
+    post_id: int
+    author_id: int
+    original_id: int
+    deleted: bool
+    original_author_id: int | None
+    original_visibility: int | None
+    original_deleted: bool
 
 
 class Target(NamedTuple):
@@ -81,14 +114,20 @@ COUNTED = f"""
 
 
 async def insert_post(
-    connection: Connection, user_id: int, content: str, media_url: str, shared_post_id: int | None
+    connection: Connection,
+    user_id: int,
+    content: str,
+    media_url: str,
+    *,
+    visibility: int,
+    shared_post_id: int | None = None,
 ) -> int:
     """Adds a post or a quote; its id."""
     cursor = await connection.execute(
         """
-        INSERT INTO posts (post_id, original_id, user_id, content, media_url, shared_post_id)
-        SELECT id, id, %s, %s, %s, %s FROM next_id() AS id RETURNING post_id""",
-        (user_id, content, media_url, shared_post_id),
+        INSERT INTO posts (post_id, original_id, user_id, content, media_url, shared_post_id, visibility)
+        SELECT id, id, %s, %s, %s, %s, %s FROM next_id() AS id RETURNING post_id""",
+        (user_id, content, media_url, shared_post_id, visibility),
     )
     row = await cursor.fetchone()
     assert row is not None
@@ -152,16 +191,28 @@ async def delete_post(connection: Connection, post: LockedPost) -> None:
         await add_delta(connection, post.shared_post_id, shares=-1)
 
 
-async def target(reader: Reader, post_id: int) -> Target | None:
-    """What an act on a post goes to: the post, or the original of a plain share; None where either is deleted."""
+async def authored(pool: Pool, post_id: int) -> list[Authored]:
+    """A post, and after it its original where it is a plain share; none where either is deleted."""
     rows = await fetch(
-        reader,
+        pool,
         """
-        SELECT o.post_id, o.user_id FROM posts p JOIN posts o ON o.post_id = p.original_id
+        SELECT p.post_id, p.user_id, p.visibility, o.post_id, o.user_id, o.visibility
+        FROM posts p JOIN posts o ON o.post_id = p.original_id
         WHERE p.post_id = %(post)s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
         {"post": post_id},
     )
-    return Target(*rows[0]) if rows else None
+    return [Authored(*row[at : at + 3]) for row in rows for at in ((0,) if row[0] == row[3] else (0, 3))]
+
+
+async def is_there(connection: Connection, post_id: int) -> bool:
+    """Whether a post is there and, where it is a plain share, its original too."""
+    cursor = await connection.execute(
+        """
+        SELECT FROM posts p JOIN posts o ON o.post_id = p.original_id
+        WHERE p.post_id = %s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
+        (post_id,),
+    )
+    return await cursor.fetchone() is not None
 
 
 async def insert_like(connection: Connection, user_id: int, liked: Target) -> bool:
@@ -219,6 +270,12 @@ async def insert_comment(connection: Connection, user_id: int, on: Target, conte
     return int(row[0])
 
 
+async def post_of_comment(pool: Pool, comment_id: int) -> int | None:
+    """The post that a comment stands under; None without."""
+    rows = await fetch(pool, "SELECT post_id FROM comments WHERE comment_id = %(id)s", {"id": comment_id})
+    return int(rows[0][0]) if rows else None
+
+
 async def lock_comment(connection: Connection, comment_id: int) -> CommentRow | None:
     """Locks a comment, deleted ones too; None without, or under a deleted post."""
     cursor = await connection.execute(
@@ -265,7 +322,7 @@ async def posts(reader: Reader, post_ids: Iterable[int]) -> dict[int, PostRow]:
     rows = await fetch(
         reader,
         f"""
-        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id,
+        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, p.visibility,
                coalesce(c.likes, 0), coalesce(c.comments, 0), coalesce(c.shares, 0)
         FROM posts p LEFT JOIN ({COUNTED}) c ON c.post_id = p.post_id
         WHERE p.post_id = ANY(%(ids)s) AND p.deleted_at IS NULL""",
@@ -446,6 +503,189 @@ async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tupl
     for user_id, author_id, weight in rows:
         found.setdefault(user_id, []).append((author_id, float(weight)))
     return found
+
+
+async def written_by(pool: Pool, user_id: int, before: int, limit: int) -> list[WrittenRow]:
+    """Someone's posts, shares and quotes with an id below `before`, newest first, deleted ones left out."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT p.post_id, p.content, p.media_url, p.visibility, coalesce(p.shared_post_id, 0) FROM posts p
+        WHERE p.user_id = %(user)s AND p.post_id < %(before)s AND p.deleted_at IS NULL
+          AND {ORIGINAL_IS_THERE}
+        ORDER BY p.post_id DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [WrittenRow(*row) for row in rows]
+
+
+async def comments_by(pool: Pool, user_id: int, before: int, limit: int) -> list[CommentRow]:
+    """Someone's comments with an id below `before`, newest first; those are gone whose post is deleted."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT c.comment_id, c.post_id, c.user_id, c.author_id, c.content, false FROM comments c
+        WHERE c.user_id = %(user)s AND c.comment_id < %(before)s AND c.deleted_at IS NULL
+          AND EXISTS (SELECT FROM posts p WHERE p.post_id = c.post_id AND p.deleted_at IS NULL)
+        ORDER BY c.comment_id DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [CommentRow(*row) for row in rows]
+
+
+async def likes_by(pool: Pool, user_id: int, before: int, limit: int) -> list[tuple[int, int]]:
+    """Someone's likes with an id below `before`, newest first, each with its post; deleted posts are left out."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT l.like_id, l.post_id FROM likes l
+        WHERE l.user_id = %(user)s AND l.like_id < %(before)s
+          AND EXISTS (SELECT FROM posts p WHERE p.post_id = l.post_id AND p.deleted_at IS NULL)
+        ORDER BY l.like_id DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+# What is checked: straight from the table, by no query that a feed is made with.
+
+ROW_COLUMNS = """
+    p.post_id, p.user_id, p.original_id, p.deleted_at IS NOT NULL,
+    o.user_id, o.visibility, o.post_id IS NULL OR o.deleted_at IS NOT NULL"""
+
+
+async def rows_of_authors(
+    pool: Pool, author_ids: list[int], min_post_id: int, max_post_id: int, limit: int
+) -> list[CheckedRow]:
+    """What authors wrote and shared in a range of ids and did not delete, newest first."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT {ROW_COLUMNS} FROM posts p LEFT JOIN posts o ON o.post_id = p.original_id
+        WHERE p.user_id = ANY(%(authors)s) AND p.post_id BETWEEN %(min)s AND %(max)s AND p.deleted_at IS NULL
+        ORDER BY p.post_id DESC LIMIT %(limit)s""",
+        {"authors": author_ids, "min": min_post_id, "max": max_post_id, "limit": limit},
+    )
+    return [CheckedRow(*row) for row in rows]
+
+
+async def rows_of_posts(pool: Pool, post_ids: list[int]) -> list[CheckedRow]:
+    """Posts by id, deleted ones too."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT {ROW_COLUMNS} FROM posts p LEFT JOIN posts o ON o.post_id = p.original_id
+        WHERE p.post_id = ANY(%(ids)s)""",
+        {"ids": post_ids},
+    )
+    return [CheckedRow(*row) for row in rows]
+
+
+async def traces(pool: Pool, user_id: int) -> dict[str, int]:
+    """How many rows of each table name someone."""
+    [row] = await fetch(
+        pool,
+        """
+        SELECT (SELECT count(*) FROM posts WHERE user_id = %(user)s),
+               (SELECT count(*) FROM comments WHERE %(user)s IN (user_id, author_id)),
+               (SELECT count(*) FROM likes WHERE %(user)s IN (user_id, author_id)),
+               (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id))""",
+        {"user": user_id},
+    )
+    return dict(zip(("posts", "comments", "likes", "shares"), row, strict=True))
+
+
+# Erasure.
+
+
+async def list_erased(connection: Connection, user_ids: list[int]) -> None:
+    """Puts people on the list of the erased, unless they are on it."""
+    await connection.execute(
+        "INSERT INTO erased_users (user_id) SELECT DISTINCT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", (user_ids,)
+    )
+
+
+async def to_erase(pool: Pool, limit: int) -> list[int]:
+    """People on the list of whom something may be left."""
+    rows = await fetch(
+        pool,
+        "SELECT user_id FROM erased_users WHERE NOT done ORDER BY erased_at LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def take_likes(connection: Connection, user_id: int, limit: int) -> list[Target]:
+    """Removes up to `limit` of someone's likes with their count deltas; what they were given to."""
+    cursor = await connection.execute(
+        """
+        WITH gone AS (
+            DELETE FROM likes WHERE like_id IN (
+                SELECT like_id FROM likes WHERE user_id = %(user)s ORDER BY like_id LIMIT %(limit)s)
+            RETURNING post_id, author_id
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone
+        )
+        SELECT post_id, author_id FROM gone""",
+        {"user": user_id, "limit": limit},
+    )
+    return [Target(*row) for row in await cursor.fetchall()]
+
+
+async def take_comments(connection: Connection, user_id: int, limit: int) -> list[tuple[int, int]]:
+    """Removes up to `limit` each of someone's comments, with their count deltas, and of the rows of deleted ones.
+
+    Gives comment and post of both.
+    """
+    cursor = await connection.execute(
+        """
+        WITH gone AS (
+            DELETE FROM comments WHERE comment_id IN (
+                (SELECT comment_id FROM comments WHERE user_id = %(user)s AND deleted_at IS NULL LIMIT %(limit)s)
+                UNION ALL
+                (SELECT comment_id FROM comments WHERE user_id = %(user)s AND deleted_at IS NOT NULL LIMIT %(limit)s))
+            RETURNING comment_id, post_id, deleted_at
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, -1 FROM gone WHERE deleted_at IS NULL
+        )
+        SELECT comment_id, post_id FROM gone""",
+        {"user": user_id, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in await cursor.fetchall()]
+
+
+async def lock_posts_of(connection: Connection, user_id: int, limit: int) -> list[LockedPost]:
+    """Locks up to `limit` of someone's posts that are not deleted."""
+    cursor = await connection.execute(
+        """
+        SELECT post_id, user_id, original_id, shared_post_id, false FROM posts
+        WHERE user_id = %s AND deleted_at IS NULL ORDER BY post_id LIMIT %s FOR NO KEY UPDATE""",
+        (user_id, limit),
+    )
+    return [LockedPost(*row) for row in await cursor.fetchall()]
+
+
+async def take_swept_posts(connection: Connection, user_id: int, limit: int) -> int:
+    """Removes up to `limit` rows of someone's deleted posts on which nothing hangs any more; how many."""
+    cursor = await connection.execute(
+        """
+        DELETE FROM posts WHERE post_id IN (
+            SELECT post_id FROM posts WHERE user_id = %s AND deleted_at IS NOT NULL AND swept LIMIT %s)""",
+        (user_id, limit),
+    )
+    return cursor.rowcount
+
+
+async def finish_erasure(connection: Connection, user_id: int) -> bool:
+    """Notes that nothing is left of someone, once that is so for good; whether it is so since now."""
+    cursor = await connection.execute(
+        """
+        UPDATE erased_users SET done = true
+        WHERE user_id = %(user)s AND NOT done AND erased_at < now() - interval '1 minute'
+          AND NOT EXISTS (SELECT FROM posts WHERE user_id = %(user)s)""",
+        {"user": user_id},
+    )
+    return cursor.rowcount > 0
 
 
 # Upkeep.

@@ -67,6 +67,10 @@ class Affinities:
         """Forgets a viewer who did something."""
         self._known.pop(viewer_id, None)
 
+    def traces(self, user_id: int) -> int:
+        """In how many viewers' affinities someone is, their own among them. Looks through all of them."""
+        return sum(viewer_id == user_id or user_id in affinity.authors for viewer_id, affinity in self._known.items())
+
     def clear(self) -> None:
         """Forgets everyone."""
         self._known.clear()

@@ -42,7 +42,7 @@ BATCH_TIMEOUT_S = 1.0
 PAGE = 2_000
 """Posts that one call reads while the memory is read anew."""
 PAGE_TIMEOUT_S = 5.0
-"""Below outbox.KEEP_MS: events are read between two pages."""
+"""Below relay.KEEP_MS: events are read between two pages."""
 MAX_TOUCHED = 100_000
 """With more posts waiting than this, all are read anew."""
 

@@ -1,4 +1,4 @@
-"""The use case of ranking: the order in which a viewer wants to read candidates."""
+"""The use case of ranking: the order in which a viewer wants to read candidates, and what it comes from."""
 
 from __future__ import annotations
 
@@ -32,4 +32,37 @@ async def rank(
     order = np.lexsort((-candidates[:, 0], -score(features), np.repeat(np.arange(len(parts)), counts)))
     return pb.BatchRankResponse(
         items=[pb.BatchRankResponse.Item(order=(order[part] - part.start).tolist()) for part in parts]
+    )
+
+
+async def explain(
+    post: PostServiceAsyncStub, clock: Clock, memory: Memory, request: pb.ExplainRankRequest
+) -> pb.ExplainRankResponse:
+    """What each candidate is ranked by. Raises Unavailable."""
+    candidates = members.unpack(request.candidates)
+    features = await gather(post, clock, memory, [(request.viewer_id, slice(0, len(candidates)))], candidates)
+    columns = (
+        score(features),
+        features.age_h,
+        features.likes,
+        features.comments,
+        features.shares,
+        features.heat,
+        features.affinity,
+    )
+    return pb.ExplainRankResponse(
+        ranks=[
+            pb.Rank(
+                score=relevance,
+                age_h=age_h,
+                likes=int(likes),
+                comments=int(comments),
+                shares=int(shares),
+                heat=heat,
+                affinity=affinity,
+            )
+            for relevance, age_h, likes, comments, shares, heat, affinity in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        ]
     )

@@ -1,4 +1,4 @@
-"""The RPC of RankingService."""
+"""The RPCs of RankingService."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from feedmesh.ranking.v1 import ranking_pb2 as pb
 from feedmesh.ranking.v1 import ranking_pb2_grpc
 from runtime.clock import Clock
 from services.ranking.memory import Memory
-from services.ranking.rank import rank
+from services.ranking.rank import explain, rank
 
 if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
@@ -28,3 +28,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     async def BatchRank(self, request: pb.BatchRankRequest, context: Any) -> pb.BatchRankResponse:
         return await rank(self.post, self.clock, self.memory, request)
+
+    async def ExplainRank(self, request: pb.ExplainRankRequest, context: Any) -> pb.ExplainRankResponse:
+        return await explain(self.post, self.clock, self.memory, request)
+
+    async def CountTraces(self, request: pb.CountTracesRequest, context: Any) -> pb.CountTracesResponse:
+        count = self.memory.affinities.traces(request.user_id)
+        return pb.CountTracesResponse(traces=[pb.CountTracesResponse.Trace(place="affinities (memory)", count=count)])

@@ -13,12 +13,12 @@ from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
 from feedmesh.timeline.v1.timeline_pb2_grpc import add_TimelineServiceServicer_to_server
 from runtime import client, config, migrate, postgres, process, redis, server
 from runtime.paging import Cursors
+from runtime.relations import Relations
 from services.timeline.authors import Authors
 from services.timeline.config import TimelineSettings
 from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
 from services.timeline.modes import Modes
-from services.timeline.relations import Relations
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines

@@ -1,7 +1,7 @@
-"""The operator's commands: `python -m services.timeline.admin limit|dead-letters …`. docs/operating.md explains them.
+"""The operator's commands: `python -m services.timeline.admin limit|dead-letters|rebuild|explain|erased …`.
 
-Settings come from the environment, as the fan-out worker takes them. Exit code 0; 1 where something cannot be reached
-or is not there; 2 for wrong usage or settings; each with one line on standard error.
+docs/operating.md explains them. Settings come from the environment, as the fan-out worker takes them. Exit code 0; 1
+where something cannot be reached or is not there; 2 for wrong usage or settings; each with one line on standard error.
 """
 
 from __future__ import annotations
@@ -26,25 +26,53 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
-from runtime import client, config, consumer, errors, ids, migrate, outbox, postgres, redis
+from feedmesh.ranking.v1 import ranking_pb2
+from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
+from feedmesh.timeline.v1 import timeline_pb2
+from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
+from runtime import client, config, consumer, errors, ids, migrate, postgres, redis, streams
 from runtime.clock import wall_clock
 from services.timeline import limits, store
-from services.timeline.config import FanoutSettings
+from services.timeline.config import AdminSettings
 from services.timeline.fanout import GROUP
+from services.timeline.timelines import ALL, Timelines, author_key, home_key
 
 MAX_LIMIT = 1_000_000_000
 DEFAULT = "default"
 TOPICS = ("post", "graph")
+GROUPS = {"post": (GROUP,), "graph": (GROUP, "post")}
+"""Who consumes each topic: fan-out, and the eraser as the group `post`."""
 DAYS = 7.0
 DAY_S = 86_400
 CONNECT_S = 5
 """How long the database may take to answer."""
 ERROR_SHOWN = 100
 """Characters of a dead letter's error in the table; --json has all."""
+DROPPED = 200
+"""Keys of Redis that are looked at between two pauses of `rebuild --all`: 2,000 lists a second at the most, so that
+readers need not build them all at once."""
+PAUSE_S = 0.1
+SOURCES = {
+    timeline_pb2.FEED_SOURCE_OWN: "it is the viewer's own, and read from Postgres",
+    timeline_pb2.FEED_SOURCE_PUSHED: "it is in the home timeline",
+    timeline_pb2.FEED_SOURCE_PULLED: "it is taken from the author's timeline",
+    timeline_pb2.FEED_SOURCE_STORED: "it is read from Postgres: below what timelines cover, or these cannot be used",
+    timeline_pb2.FEED_SOURCE_IN_FLIGHT: "it will be pushed to the home timeline shortly",
+}
+FILTERS = {
+    timeline_pb2.FEED_FILTER_NOT_FOLLOWED: "the viewer follows neither the author nor anybody who shared it",
+    timeline_pb2.FEED_FILTER_MUTED: "the viewer mutes the author",
+    timeline_pb2.FEED_FILTER_SHARER_MUTED: "the viewer mutes everybody they follow who wrote or shared it",
+}
 
 
 class FailedError(Exception):
-    """What the operator asked for cannot be done; the text says why."""
+    """What the operator asked for cannot be done, or is not so; the text says why."""
+
+    def __init__(self, why: str, said: str = "") -> None:
+        super().__init__(why)
+        self.said = said
+        """What is printed all the same."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +121,7 @@ async def state(pool: postgres.Pool, setting: int) -> State:
     )
 
 
-async def limit(settings: FanoutSettings, arguments: argparse.Namespace) -> str:
+async def limit(settings: AdminSettings, arguments: argparse.Namespace) -> str:
     """Shows the limit, sets it, or says what another would come to."""
     wanted = arguments.limit
     async with database(settings) as pool:
@@ -129,7 +157,7 @@ def state_table(now: State) -> str:
     )
 
 
-async def compare(settings: FanoutSettings, pool: postgres.Pool, now: int, then: int, days: float) -> limits.Comparison:
+async def compare(settings: AdminSettings, pool: postgres.Pool, now: int, then: int, days: float) -> limits.Comparison:
     """What another limit comes to. Raises Unavailable, psycopg.Error."""
     async with (
         client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
@@ -223,32 +251,31 @@ class Letter:
 
     topic: str
     partition: int
+    group: str
     entry: bytes
     fields: dict[bytes, bytes]
 
     @property
     def address(self) -> str:
-        """What it is called here: entry ids are unique in one stream only."""
-        return f"{self.topic}.{self.partition}/{self.entry.decode()}"
+        """What it is called here: entry ids are unique in one stream only, and each group has its own."""
+        group = "" if self.group == GROUP else f"@{self.group}"
+        return f"{self.topic}.{self.partition}{group}/{self.entry.decode()}"
 
 
 async def letters(stores: Redis, topics: Sequence[str]) -> list[Letter]:
     """The dead letters of topics, by stream, oldest first. Raises RedisError."""
     return [
-        Letter(topic, partition, entry, fields)
+        Letter(topic, partition, group, entry, fields)
         for topic in topics
-        for partition in range(outbox.PARTITIONS)
-        for entry, fields in await consumer.dead_letters(stores, topic, partition, GROUP)
+        for group in GROUPS[topic]
+        for partition in range(streams.PARTITIONS)
+        for entry, fields in await consumer.dead_letters(stores, topic, partition, group)
     ]
 
 
-async def dead_letters(settings: FanoutSettings, arguments: argparse.Namespace) -> str:
+async def dead_letters(settings: AdminSettings, arguments: argparse.Namespace) -> str:
     """Lists dead letters, retries or drops them."""
-    try:
-        parse_url(settings.redis_url)
-    except ValueError:
-        config.fail(f"{config.PREFIX}REDIS_URL: is no address of a Redis")
-    async with redis.connect(settings, timeout_s=5) as stores:
+    async with connected(settings) as stores:
         if arguments.command == "list":
             found = await letters(stores, [arguments.topic] if arguments.topic else TOPICS)
             seconds, _ = await stores.time()
@@ -258,9 +285,9 @@ async def dead_letters(settings: FanoutSettings, arguments: argparse.Namespace) 
         if not found and not arguments.all:
             raise FailedError(f"there is no dead letter {arguments.id}")
         for letter in found:
-            place = (stores, letter.topic, letter.partition, GROUP, letter.entry)
+            place = (stores, letter.topic, letter.partition, letter.group, letter.entry)
             if arguments.command == "retry":
-                await consumer.revive(*place, letter.fields.get(outbox.EVENT, b""))
+                await consumer.revive(*place, letter.fields.get(streams.EVENT, b""))
             else:
                 await consumer.drop(*place)
     done = "to be handled again" if arguments.command == "retry" else "dropped"
@@ -271,7 +298,7 @@ def described(letter: Letter, now_s: int) -> dict[str, Any]:
     """A dead letter as --json gives it; without event and fact where this release cannot read them."""
     event = event_pb2.Event()
     with suppress(DecodeError):
-        event = event_pb2.Event.FromString(letter.fields.get(outbox.EVENT, b""))
+        event = event_pb2.Event.FromString(letter.fields.get(streams.EVENT, b""))
     fact = event.WhichOneof("fact")
     told = getattr(event, fact) if fact else None
     return {
@@ -281,7 +308,7 @@ def described(letter: Letter, now_s: int) -> dict[str, Any]:
         "of": {each.name: getattr(told, each.name) for each in told.DESCRIPTOR.fields} if told else {},
         "tries": int(letter.fields.get(b"tries", b"0")),
         "error": letter.fields.get(b"error", b"").decode(errors="replace"),
-        "age_s": max(0, now_s - outbox.entry_id(letter.entry)[0] // 1000),
+        "age_s": max(0, now_s - streams.entry_id(letter.entry)[0] // 1000),
     }
 
 
@@ -316,11 +343,155 @@ def age(seconds: int) -> str:
     return f"{seconds} s"
 
 
-# What surrounds both.
+# Timelines.
+
+
+async def rebuild(settings: AdminSettings, arguments: argparse.Namespace) -> str:
+    """Drops somebody's timelines, or all, so that the next reads build them."""
+    async with connected(settings) as stores:
+        timelines = Timelines(stores)
+        if arguments.all:
+            dropped = await drop_all(timelines)
+        else:
+            dropped = await timelines.drop([home_key(arguments.user_id), author_key(arguments.user_id)])
+    return f"{dropped:,} timelines dropped; the next reads build them anew"
+
+
+async def drop_all(timelines: Timelines) -> int:
+    """Drops all timelines, with pauses; how many. Raises RedisError."""
+    dropped, cursor = 0, 0
+    while True:
+        cursor, keys = await timelines.scan(ALL, cursor, DROPPED)
+        dropped += await timelines.drop(keys)
+        if not cursor:
+            return dropped
+        await asyncio.sleep(PAUSE_S)
+
+
+async def explain(settings: AdminSettings, arguments: argparse.Namespace) -> str:
+    """Says whether a post is in somebody's feed, and why."""
+    if settings.timeline_target is None:
+        config.fail(f"{config.PREFIX}TIMELINE_TARGET: Field required")
+    service = timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"]
+    request = timeline_pb2.ExplainPostRequest(user_id=arguments.viewer_id, post_id=arguments.post_id)
+    async with client.connect(settings.timeline_target, service) as channel:
+        explained = await TimelineServiceStub(channel).ExplainPost(request)
+    return json.dumps(explanation(explained)) if arguments.json else explanation_table(explained, arguments.post_id)
+
+
+def explanation(explained: timeline_pb2.ExplainPostResponse) -> dict[str, Any]:
+    """An explanation as --json gives it: as GET /feed/explain does, and what it was made without."""
+    return {
+        "post_id": explained.post_id,
+        "in_feed": explained.in_feed,
+        "filter": filter_name(explained.filter) if explained.HasField("filter") else None,
+        "source": source_name(explained.source) if explained.HasField("source") else None,
+        "place_id": explained.place_id if explained.HasField("place_id") else None,
+        "shared_by": [{"user_id": each.user_id, "username": each.username} for each in explained.shared_by],
+        "rank": (
+            {each.name: getattr(explained.rank, each.name) for each in explained.rank.DESCRIPTOR.fields}
+            if explained.HasField("rank")
+            else None
+        ),
+        "degraded": list(explained.degraded),
+    }
+
+
+def explanation_table(explained: timeline_pb2.ExplainPostResponse, asked_id: int) -> str:
+    """An explanation as people read it."""
+    original = "" if explained.post_id == asked_id else f"the original of the share {asked_id}"
+    rows = [
+        ["post", str(explained.post_id), original],
+        ["in the feed", "yes" if explained.in_feed else "no", ""],
+    ]
+    if explained.filter:
+        rows.append(["kept out", filter_name(explained.filter), FILTERS.get(explained.filter, "")])
+    if explained.source:
+        rows.append(["comes", source_name(explained.source), SOURCES.get(explained.source, "")])
+    if explained.place_id:
+        own = explained.place_id == explained.post_id
+        rows.append(["place", str(explained.place_id), "its own" if own else "that of its newest share that counts"])
+    if explained.shared_by:
+        rows.append(["shared by", ", ".join(each.username or str(each.user_id) for each in explained.shared_by), ""])
+    if explained.HasField("rank"):
+        parts = {each.name: getattr(explained.rank, each.name) for each in explained.rank.DESCRIPTOR.fields}
+        causes = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}"
+            for name, value in parts.items()
+            if name != "score"
+        )
+        rows.append(["score", f"{explained.rank.score:.4g}", causes])
+    if explained.degraded:
+        rows.append(["without", ", ".join(explained.degraded), "which could not be reached"])
+    return table(rows, "<<<")
+
+
+def filter_name(number: timeline_pb2.FeedFilter.ValueType) -> str:
+    """What keeps a post out, as the API names it."""
+    return timeline_pb2.FeedFilter.Name(number).removeprefix("FEED_FILTER_").lower()
+
+
+def source_name(number: timeline_pb2.FeedSource.ValueType) -> str:
+    """How a post comes in, as the API names it."""
+    return timeline_pb2.FeedSource.Name(number).removeprefix("FEED_SOURCE_").lower()
+
+
+# Erasures.
+
+
+async def erased(settings: AdminSettings, arguments: argparse.Namespace) -> str:
+    """Counts what is left of somebody, everywhere."""
+    if settings.ranking_target is None:
+        config.fail(f"{config.PREFIX}RANKING_TARGET: Field required")
+    user_id = arguments.user_id
+    found: list[tuple[str, str, int]] = []
+    async with (
+        database(settings) as pool,
+        connected(settings) as stores,
+        client.connect(settings.graph_target) as graph,
+        client.connect(settings.post_target) as post,
+        client.connect(settings.ranking_target) as ranking,
+    ):
+        answers: dict[str, Any] = {
+            "graph": await GraphServiceStub(graph).CountTraces(graph_pb2.CountTracesRequest(user_id=user_id)),
+            "post": await PostServiceStub(post).CountTraces(post_pb2.CountTracesRequest(user_id=user_id)),
+            "ranking": await RankingServiceStub(ranking).CountTraces(ranking_pb2.CountTracesRequest(user_id=user_id)),
+        }
+        for part, answer in answers.items():
+            found += [(part, trace.place, trace.count) for trace in answer.traces]
+        found.append(("timeline", "author_modes", len(await store.modes(pool, [user_id]))))
+        own = await stores.exists(home_key(user_id)) + await stores.exists(author_key(user_id))
+        found.append(("timeline", "their timelines", own))
+        named = 0
+        async for _, timeline in Timelines(stores).homes():
+            named += int((timeline.rows[:, 1] == user_id).sum())
+        found.append(("timeline", "members of others' timelines", named))
+    said = (
+        json.dumps([{"part": part, "place": place, "count": count} for part, place, count in found])
+        if arguments.json
+        else table([["part", "place", "left"], *([part, place, f"{count:,}"] for part, place, count in found)], "<<>")
+    )
+    if left := sum(count for _, _, count in found):
+        raise FailedError(f"{left:,} traces of user {user_id} are left", said)
+    return said
+
+
+# What surrounds them.
 
 
 @asynccontextmanager
-async def database(settings: FanoutSettings) -> AsyncIterator[postgres.Pool]:
+async def connected(settings: AdminSettings) -> AsyncIterator[Redis]:
+    """The Redis."""
+    try:
+        parse_url(settings.redis_url)
+    except ValueError:
+        config.fail(f"{config.PREFIX}REDIS_URL: is no address of a Redis")
+    async with redis.connect(settings, timeout_s=5) as stores:
+        yield stores
+
+
+@asynccontextmanager
+async def database(settings: AdminSettings) -> AsyncIterator[postgres.Pool]:
     """The timeline's database. Raises psycopg.Error at once where it cannot be reached, unlike a pool's start."""
     try:
         async with await psycopg.AsyncConnection.connect(settings.postgres_dsn, connect_timeout=CONNECT_S):
@@ -362,10 +533,17 @@ def days_of(text: str) -> float:
     return days
 
 
+def id_of(text: str) -> int:
+    """An id of the command line."""
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= ids.MAX_ID:
+        raise argparse.ArgumentTypeError(f"must be an id, not {text!r}")
+    return int(text)
+
+
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Ends the process with exit code 2 where it is wrong."""
     parser = Parser(prog="python -m services.timeline.admin", description="The operator's commands.")
-    commands = parser.add_subparsers(required=True, metavar="limit|dead-letters")
+    commands = parser.add_subparsers(required=True, metavar="limit|dead-letters|rebuild|explain|erased")
 
     command = commands.add_parser("limit", help="up to how many followers an author's posts are pushed")
     command.add_argument("limit", nargs="?", type=limit_of, metavar="N|default", help="set it, for all workers")
@@ -387,6 +565,23 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         which.add_argument("--all", action="store_true")
         action.set_defaults(run=dead_letters)
 
+    command = commands.add_parser("rebuild", help="drop timelines, so that the next reads build them anew")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("user_id", nargs="?", type=id_of, metavar="USER_ID", help="those of one person")
+    which.add_argument("--all", action="store_true", help="those of everybody, with pauses")
+    command.set_defaults(run=rebuild)
+
+    command = commands.add_parser("explain", help="whether a post is in somebody's feed, and why")
+    command.add_argument("viewer_id", type=id_of, metavar="VIEWER_ID")
+    command.add_argument("post_id", type=id_of, metavar="POST_ID")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=explain)
+
+    command = commands.add_parser("erased", help="what is left of somebody who was erased")
+    command.add_argument("user_id", type=id_of, metavar="USER_ID")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=erased)
+
     arguments = parser.parse_args(argv)
     if arguments.run is limit:
         if arguments.dry_run and arguments.limit is None:
@@ -399,10 +594,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = parsed(argv)
-    settings = config.load(FanoutSettings)
+    settings = config.load(AdminSettings)
     try:
         said = asyncio.run(arguments.run(settings, arguments))
     except FailedError as error:
+        if error.said:
+            print(error.said)
         return failed(str(error))
     except psycopg.Error as error:
         return failed(f"{config.PREFIX}POSTGRES_DSN: {error}")

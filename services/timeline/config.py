@@ -23,7 +23,7 @@ class TimelineSettings(config.ServerSettings, postgres.PostgresSettings, redis.R
 
 
 class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
-    """What the fan-out worker and the operator's commands can be told."""
+    """What the fan-out worker can be told."""
 
     graph_target: config.Target
     """Where the graph service is."""
@@ -31,3 +31,27 @@ class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
     """Where the post service is."""
     push_max_followers: int = Field(default=10_000, ge=0, le=1_000_000_000)
     """Up to how many followers an author's posts are pushed; above it they are pulled. See the command `limit` too."""
+
+
+class AdminSettings(FanoutSettings):
+    """What the operator's commands can be told: as the fan-out worker, and besides:"""
+
+    timeline_target: config.Target | None = None
+    """Where the timeline service is; `explain` asks it."""
+    ranking_target: config.Target | None = None
+    """Where the ranking service is; `erased` asks it."""
+
+
+class AuditorSettings(postgres.PostgresSettings, redis.RedisSettings):
+    """What the auditor can be told."""
+
+    graph_target: config.Target
+    """Where the graph service is."""
+    post_target: config.Target
+    """Where the post service is."""
+    timeline_target: config.Target
+    """Where the timeline service is."""
+    audit_feeds_per_s: float = Field(default=2, gt=0, le=1000)
+    """How many feeds are audited a second, at the most."""
+    audit_settle_s: float = Field(default=10, ge=0, le=3600)
+    """How long a post is in flight and not looked for, even if it seems to be handled."""

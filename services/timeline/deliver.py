@@ -39,11 +39,15 @@ class Fanout:
     async def post_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Puts new posts into their author's timeline and pushes them to active followers, unless they are pulled.
 
+        And forgets authors who were erased.
+
         Raises RedisError, psycopg.Error, Unavailable.
         """
         self.require_redis()
         by_author: dict[int, Rows] = {}
         for event in events:
+            if event.HasField("author_erased"):
+                await self.forget(event.author_erased.user_id)
             if event.HasField("post_created"):
                 made = event.post_created
                 by_author.setdefault(made.author_id, []).append((made.post_id, made.author_id, made.original_id))
@@ -63,6 +67,18 @@ class Fanout:
         changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
         if changed:
             await self.transitions.consider(sorted(changed))
+
+    async def forget(self, user_id: int) -> None:
+        """Takes everything of an erased person out of Redis and the database; Postgres has nothing of them by now.
+
+        Looks through all home timelines: whoever once followed may still have members that name them.
+        """
+        await postgres.transact(self.pool, lambda connection: store.forget_author(connection, user_id))
+        await self.timelines.drop([home_key(user_id), author_key(user_id)])
+        async for key, timeline in self.timelines.homes():
+            named = timeline.rows[timeline.rows[:, 1] == user_id]
+            if len(named):
+                await self.timelines.mend(key, timeline.incarnation, removed=named, added=())
 
     def require_redis(self) -> None:
         """Lets events wait while Redis cannot be used or is another mesh's. Raises Unavailable."""

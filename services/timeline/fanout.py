@@ -12,8 +12,9 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
-from runtime import client, config, migrate, outbox, postgres, process, redis
+from runtime import client, config, migrate, postgres, process, redis
 from runtime.consumer import Consumer
+from runtime.streams import PARTITIONS
 from services.timeline.config import FanoutSettings
 from services.timeline.deliver import Fanout
 from services.timeline.epoch import LOOK_S, Guard
@@ -41,9 +42,11 @@ async def serve(settings: FanoutSettings, running: process.Process, *, once: boo
         consumers = [
             Consumer(stores, topic, partition, GROUP, handle)
             for topic, handle in (("post", fanout.post_events), ("graph", fanout.graph_events))
-            for partition in range(outbox.PARTITIONS)
+            for partition in range(PARTITIONS)
         ]
         if once:
+            for consumer in consumers:
+                await consumer.join()
             while sum([await consumer.step() for consumer in consumers]):
                 pass
             await transitions.reconcile()

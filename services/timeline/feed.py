@@ -19,9 +19,9 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import errors, members, validation
 from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.relations import Relation, Relations
 from services.timeline import metrics, scroll
 from services.timeline.epoch import UnusableError
-from services.timeline.relations import Relations
 from services.timeline.scroll import Scroll
 from services.timeline.skeleton import WINDOW, Entry, Held, Sources, Viewer, hold, list_sharers, window
 
@@ -40,6 +40,9 @@ MAX_SHARERS = 20
 """Sharers of one post that the post service tells."""
 RANKING, REDIS, GRAPH = "ranking", "redis", "graph"
 
+Degradable = pb.GetFeedResponse | pb.ExplainPostResponse
+"""What may be made without a part of the mesh."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -57,25 +60,25 @@ class Parts:
 async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[pb.GetFeedResponse | errors.Error]:
     """The page that each request asks for, or why there is none: one that fails does not fail the others."""
     wrong: dict[int, errors.Error] = {}
+    places: dict[int, Scroll] = {}
     for at, request in enumerate(requests):
-        if violations := validation.violations(request):
-            wrong[at] = errors.InvalidArgument(*violations)
-    viewers = {request.user_id for at, request in enumerate(requests) if at not in wrong}
+        # Before anybody is asked anything: what is wrong costs nobody else.
+        try:
+            if violations := validation.violations(request):
+                raise errors.InvalidArgument(*violations)
+            places[at] = scroll.unseal(parts.cursors, request.user_id, order_of(request), request.cursor)
+        except errors.InvalidArgument as error:
+            wrong[at] = error
+    viewers = {requests[at].user_id for at in places}
     relations, kept = await parts.relations.of(sorted(viewers)) if viewers else ({}, False)
 
     async def one(at: int, request: pb.GetFeedRequest) -> pb.GetFeedResponse | errors.Error:
         if at in wrong:
             return wrong[at]
-        relation = relations.get(request.user_id)
-        if relation is None and kept:
-            return errors.Unavailable("the graph cannot be reached")
-        if relation is None:
-            return errors.NotFound("USER_NOT_FOUND", f"there is no user {request.user_id}")
         response = pb.GetFeedResponse()
-        if kept:
-            degrade(response, GRAPH, "the graph cannot be reached")
         try:
-            await fill_page(parts, Viewer(request.user_id, relation), request, response)
+            viewer = known_viewer(request.user_id, relations.get(request.user_id), kept, response)
+            await fill_page(parts, viewer, request, places[at], response)
         except errors.Error as error:
             return error
         return response
@@ -83,11 +86,35 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
     return await asyncio.gather(*(one(at, request) for at, request in enumerate(requests)))
 
 
-async def fill_page(parts: Parts, viewer: Viewer, request: pb.GetFeedRequest, response: pb.GetFeedResponse) -> None:
-    """Fills one page. Raises InvalidArgument (INVALID_CURSOR), Unavailable."""
-    order = request.order or pb.FEED_ORDER_RANKED
+async def viewer_of(parts: Parts, user_id: int, response: Degradable) -> Viewer:
+    """One viewer with their relations. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+    relations, kept = await parts.relations.of([user_id])
+    return known_viewer(user_id, relations.get(user_id), kept, response)
+
+
+def known_viewer(user_id: int, relation: Relation | None, kept: bool, response: Degradable) -> Viewer:
+    """A viewer by their relations, if these are known. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+    if relation is None and kept:
+        raise errors.Unavailable("the graph cannot be reached")
+    if relation is None:
+        raise errors.NotFound("USER_NOT_FOUND", f"there is no user {user_id}")
+    if kept:
+        degrade(response, GRAPH, "the graph cannot be reached")
+    return Viewer(user_id, relation, kept)
+
+
+def order_of(request: pb.GetFeedRequest) -> pb.FeedOrder.ValueType:
+    """How the feed that is asked for is ordered."""
+    return request.order or pb.FEED_ORDER_RANKED
+
+
+async def fill_page(
+    parts: Parts, viewer: Viewer, request: pb.GetFeedRequest, beginning: Scroll, response: pb.GetFeedResponse
+) -> None:
+    """Fills one page from its beginning on. Raises Unavailable."""
+    order = order_of(request)
     limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    place: Scroll | None = scroll.unseal(parts.cursors, viewer.user_id, order, request.cursor)
+    place: Scroll | None = beginning
     held = await held_or_none(parts.sources, viewer, response)
     windows = 0
     while place is not None and len(response.posts) < limit and windows < MAX_WINDOWS:
@@ -109,7 +136,7 @@ async def fill_page(parts: Parts, viewer: Viewer, request: pb.GetFeedRequest, re
         response.next_cursor = scroll.seal(parts.cursors, viewer.user_id, order, place)
 
 
-async def held_or_none(sources: Sources, viewer: Viewer, response: pb.GetFeedResponse) -> Held | None:
+async def held_or_none(sources: Sources, viewer: Viewer, response: Degradable) -> Held | None:
     """What Redis holds for a viewer; None, with the response marked, when it cannot be used."""
     try:
         return await hold(sources, viewer)
@@ -118,8 +145,8 @@ async def held_or_none(sources: Sources, viewer: Viewer, response: pb.GetFeedRes
         return None
 
 
-def degrade(response: pb.GetFeedResponse, part: str, why: str) -> None:
-    """Marks a page as made without a part of the mesh, and counts it."""
+def degrade(response: Degradable, part: str, why: str) -> None:
+    """Marks an answer as made without a part of the mesh, and counts it."""
     log.debug("a feed is served without %s: %s", part, why)
     metrics.FEED_DEGRADED.labels(part).inc()
     response.degraded.append(part)
@@ -153,7 +180,7 @@ async def ranked(
 async def hydrated(
     parts: Parts, viewer: Viewer, place: Scroll, entries: list[Entry], room: int, response: pb.GetFeedResponse
 ) -> tuple[list[post_pb2.Post], list[int], list[Entry]]:
-    """The first `room` entries as the viewer sees them, with their sharers; those gone meanwhile left out.
+    """The first `room` entries as the viewer sees them, with their sharers; what may not be seen is left out.
 
     Gives the posts, the ids that need not be looked at again, and the entries that are left. A list may still hold a
     share that was taken back; then the post's place is another. The page is cut there and goes on in the right order.
@@ -161,7 +188,12 @@ async def hydrated(
     taken = entries[:room]
     post_ids = [entry.post_id for entry in taken]
     request = post_pb2.BatchGetPostsRequest()
-    request.items.add(viewer_id=viewer.user_id, post_ids=post_ids)
+    request.items.add(
+        viewer_id=viewer.user_id,
+        post_ids=post_ids,
+        relations_version=viewer.relation.version,
+        relations_kept=viewer.kept,
+    )
     answer, shares = await asyncio.gather(
         parts.post.BatchGetPosts(request), list_sharers(parts.post, viewer, place.bound, post_ids)
     )
@@ -171,7 +203,9 @@ async def hydrated(
     for at, entry in enumerate(taken):
         post = found.get(entry.post_id)
         if post is None:
-            metrics.FEED_DROPPED.labels("gone").inc()
+            metrics.FEED_DROPPED.labels("unseen").inc()
+        elif viewer.relation.mutes(post.user_id):
+            metrics.FEED_DROPPED.labels("muted").inc()
         else:
             own = shares[shares[:, 2] == entry.post_id]
             right = placed(viewer, entry, post.user_id, own)
@@ -182,6 +216,8 @@ async def hydrated(
                 break
             for sharer_id in own[:, 1].tolist():
                 post.shared_by.add(user_id=sharer_id)
+            if viewer.relation.mutes(post.shared_post.user_id):
+                post.ClearField("shared_post")
             posts.append(post)
         shown.append(entry.post_id)
     else:
@@ -192,7 +228,7 @@ async def hydrated(
 
 def placed(viewer: Viewer, entry: Entry, author_id: int, shares: members.Members) -> Entry | None:
     """Where an entry belongs by the shares that there are (newest first, at most 20); None for nowhere."""
-    if entry.position == entry.post_id or entry.position in shares[:, 0]:
+    if entry.position in shares[:, 0] or (entry.position == entry.post_id and author_id in viewer.author_ids):
         return entry
     if len(shares) == MAX_SHARERS and shares[-1, 0] > entry.position:
         return entry  # there are more than are told
@@ -204,9 +240,7 @@ def placed(viewer: Viewer, entry: Entry, author_id: int, shares: members.Members
     return Entry(entry.post_id, author_id, entry.post_id) if author_id in viewer.author_ids else None
 
 
-async def name_sharers(
-    graph: GraphServiceAsyncStub, posts: Sequence[post_pb2.Post], response: pb.GetFeedResponse
-) -> None:
+async def name_sharers(graph: GraphServiceAsyncStub, posts: Sequence[post_pb2.Post], response: Degradable) -> None:
     """Fills in the names of sharers; leaves them "", with the response marked, when the graph cannot be reached."""
     sharers = [sharer for post in posts for sharer in post.shared_by]
     if not sharers:
@@ -217,8 +251,15 @@ async def name_sharers(
         if GRAPH not in response.degraded:
             degrade(response, GRAPH, error.message)
         return
-    for sharer in sharers:
-        sharer.username = names.get(sharer.user_id, "")
+    for post in posts:
+        # Whoever has no name was erased a moment ago.
+        named = [
+            post_pb2.Sharer(user_id=sharer.user_id, username=names[sharer.user_id])
+            for sharer in post.shared_by
+            if sharer.user_id in names
+        ]
+        post.ClearField("shared_by")
+        post.shared_by.extend(named)
 
 
 async def usernames(graph: GraphServiceAsyncStub, user_ids: set[int]) -> dict[int, str]:

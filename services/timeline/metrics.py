@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 FEED_DEGRADED = Counter("feedmesh_feed_degraded_total", "Pages served without a part of the mesh, by part.", ["part"])
 FEED_DROPPED = Counter("feedmesh_feed_dropped_total", "Candidates left out of a page, by the reason.", ["reason"])
@@ -21,3 +21,21 @@ DELIVERIES_TRIED = Counter(
 )
 FANOUT_POSTS = Counter("feedmesh_fanout_posts_total", "Posts fanned out, by the author's mode.", ["mode"])
 MODE_CHANGES = Counter("feedmesh_author_mode_changes_total", "Authors that began to change their mode.", ["change"])
+
+# The auditor. `of` is what was compared with Postgres: list (a home timeline in Redis) or feed (as it is served). The
+# kinds: missing, extra, and of a feed also duplicate, misordered, must_not_see.
+AUDIT_FEEDS = Counter(
+    "feedmesh_audit_feeds_total",
+    "Feeds that the auditor took up, by outcome: equal, repaired, differs (not repaired), degraded, gone, failed.",
+    ["outcome"],
+)
+AUDIT_ENTRIES = Counter("feedmesh_audit_entries_total", "Entries that the auditor compared.", ["of"])
+AUDIT_DIFFERENCES = Counter("feedmesh_audit_differences_total", "Entries that differed, twice.", ["of", "kind"])
+AUDIT_REPAIRS = Counter(
+    "feedmesh_audit_repairs_total",
+    "What the auditor repaired: members added to a list, removed from it, lists dropped.",
+    ["action"],
+)
+AUDIT_RATIO = Gauge(
+    "feedmesh_audit_ratio", "Entries that differed ÷ entries compared, over the latest 200 feeds.", ["of", "kind"]
+)

@@ -139,13 +139,17 @@ class Transitions:
 
     async def limit(self) -> int:
         """The limit of followers as of now."""
-        at_run_time, _ = await store.limit(self.pool)
-        return self.default_limit if at_run_time is None else at_run_time
+        limit, _ = await self._limits()
+        return limit
+
+    async def _limits(self) -> tuple[int, int | None]:
+        """The limit as of now, and the one that all authors were last looked at with."""
+        at_run_time, reconciled = await store.limit(self.pool)
+        return self.default_limit if at_run_time is None else at_run_time, reconciled
 
     async def reconcile(self) -> bool:
         """Looks at all authors again where the limit has changed. Always False."""
-        at_run_time, reconciled = await store.limit(self.pool)
-        limit = self.default_limit if at_run_time is None else at_run_time
+        limit, reconciled = await self._limits()
         if limit == reconciled:
             return False
         pulled = await store.all_pulled(self.pool)

@@ -9,6 +9,7 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
 from runtime import errors
 from runtime.paging import DEFAULT_LIMIT, require_fitting
+from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
@@ -25,6 +26,9 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
         if isinstance(result, errors.Error):
             raise result
         return result
+
+    async def ExplainPost(self, request: pb.ExplainPostRequest, context: Any) -> pb.ExplainPostResponse:
+        return await explain(self.parts, request)
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> pb.BatchGetFeedResponse:
         require_fitting(sum(item.limit or DEFAULT_LIMIT for item in request.items))

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from feedmesh.post.v1 import post_pb2
 from runtime import ids, members
 from runtime.members import Members
+from runtime.relations import Ids, Relation
 from services.timeline import metrics
 from services.timeline.authors import Authors, newest
 from services.timeline.epoch import Guard, UnusableError
 from services.timeline.modes import Modes
-from services.timeline.relations import Relation
 from services.timeline.scroll import Scroll
 from services.timeline.timelines import EMPTY, Timeline, Timelines, home_key
 
@@ -51,26 +51,29 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Viewer:
-    """Who reads, and whom they follow."""
+    """Who reads, and their relations to others."""
 
     user_id: int
     relation: Relation
+    kept: bool = False
+    """Whether the relation is of before the graph was gone."""
 
-    @property
-    def author_ids(self) -> npt.NDArray[np.int64]:
-        """Whose posts they read: of those they follow, and their own."""
-        return np.append(self.relation.following, self.user_id)
+    @cached_property
+    def followees(self) -> Ids:
+        """Whose posts they read besides their own: those whom they follow and do not mute. Shape (n,), rising."""
+        return np.setdiff1d(self.relation.following, self.relation.muted, assume_unique=True)
 
-    def follows(self, author_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of some authors the viewer follows: shape as given."""
-        return np.isin(author_ids, self.relation.following)
+    @cached_property
+    def author_ids(self) -> Ids:
+        """Whose posts they read, their own among them. Shape (n + 1,)."""
+        return np.append(self.followees, self.user_id)
 
 
 class Held(NamedTuple):
     """What Redis holds for a viewer: everything above the floor, but for the authors that are to be asked for."""
 
     rows: Members
-    """Shape (n, 3), newest first, each post once, of those whom the viewer follows."""
+    """Shape (n, 3), newest first, each post once, of those whom the viewer reads."""
     floor: int
     asked: list[int]
     """Authors whose posts are not among the rows: the viewer, and pulled ones beyond the bound."""
@@ -97,14 +100,13 @@ async def hold(sources: Sources, viewer: Viewer) -> Held:
         # First who is pulled, then the lists: who came from pull to push in between has their posts in the list.
         pulled = await sources.modes.pulled()
         timeline = await home(sources, viewer, epoch)
-        following = viewer.relation.following
-        pulled_ids = following[pulled.among(following)].tolist()
+        pulled_ids = viewer.followees[pulled.among(viewer.followees)].tolist()
         many = len(pulled_ids) > MAX_PULLED
         lists = [timeline, *(await sources.authors.read([] if many else pulled_ids, epoch))]
         if not pulled.is_stale():
             rows = np.concatenate([each.rows for each in lists])
             floor = max(each.floor for each in lists)
-            rows = newest_first(rows[(rows[:, 0] > floor) & viewer.follows(rows[:, 1])])
+            rows = newest_first(rows[(rows[:, 0] > floor) & np.isin(rows[:, 1], viewer.followees)])
             metrics.HELD_ROWS.labels("home").inc(len(timeline.rows))
             metrics.HELD_ROWS.labels("authors").inc(sum(len(each.rows) for each in lists[1:]))
             return Held(rows, floor, [viewer.user_id, *(pulled_ids if many else [])])
@@ -123,7 +125,7 @@ async def home(sources: Sources, viewer: Viewer, epoch: int) -> Timeline:
             raise UnusableError("this process does not know the latest epoch yet")
         else:
             new = relation.following[relation.follow_ids > timeline.horizon]
-            kept = np.count_nonzero(viewer.follows(timeline.rows[:, 1]))
+            kept = np.count_nonzero(np.isin(timeline.rows[:, 1], relation.following))
             if len(new) <= MAX_MERGED and (len(timeline.rows) < MOSTLY or 2 * kept >= len(timeline.rows)):
                 return await completed(sources, relation, key, timeline, new) if len(new) else timeline
             made = await timelines.create(key, epoch, replaced=timeline.incarnation)
@@ -143,9 +145,7 @@ async def built(sources: Sources, relation: Relation, key: str, made: Timeline) 
     return replace(made, rows=rows, floor=floor, horizon=horizon)
 
 
-async def completed(
-    sources: Sources, relation: Relation, key: str, timeline: Timeline, new: npt.NDArray[np.int64]
-) -> Timeline:
+async def completed(sources: Sources, relation: Relation, key: str, timeline: Timeline, new: Ids) -> Timeline:
     """Merges the posts of those who are followed since the list's horizon, above its floor."""
     timelines = sources.timelines
     rows, down_to = timelines.cut(await newest(sources.post, new, low=timeline.floor + 1, limit=timelines.cap + 1))

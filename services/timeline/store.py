@@ -106,6 +106,12 @@ async def arrive_at_push(connection: Connection, way: Way) -> bool:
     return await raise_version(connection, cursor.rowcount)
 
 
+async def forget_author(connection: Connection, author_id: int) -> bool:
+    """Takes an author, whatever their mode, from the table. False where they are not in it."""
+    cursor = await connection.execute("DELETE FROM author_modes WHERE author_id = %s", (author_id,))
+    return await raise_version(connection, cursor.rowcount)
+
+
 async def raise_version(connection: Connection, changed: int) -> bool:
     """Raises the version of all modes where one has changed."""
     if changed:

@@ -88,7 +88,8 @@ local function trim(key, length, cap, slack)
   end
 end
 
--- read KEYS(1) ARGV(ttl in seconds): the whole list as one string, tail included, and its life renewed; nil without.
+-- read KEYS(1) ARGV(ttl in seconds): the whole list as one string, tail included, and its life renewed, but with 0; nil
+-- without.
 local function read(keys, args)
   local key, ttl = keys[1], tonumber(args[1])
   local elements = redis.call('LRANGE', key, 0, -1)
@@ -96,7 +97,7 @@ local function read(keys, args)
     return nil
   end
   -- Not at every read: each would be a write for the replicas.
-  if redis.call('TTL', key) < ttl * 0.99 then
+  if ttl > 0 and redis.call('TTL', key) < ttl * 0.99 then
     redis.call('EXPIRE', key, ttl)
   end
   return table.concat(elements)
@@ -175,9 +176,28 @@ local function push(keys, args)
   return found
 end
 
+-- mend KEYS(1) ARGV(incarnation, removed, added, cap, slack): takes members out of a list and puts others in, and leaves
+-- all else as it is. 1, or 0 where that list is gone.
+local function mend(keys, args)
+  local key = keys[1]
+  local tail = tail_of(key)
+  if not tail or tail.incarnation ~= number(args[1], 1) then
+    return 0
+  end
+  for _, member in ipairs(members_in(args[2])) do
+    redis.call('LREM', key, 0, member)
+  end
+  local added = members_in(args[3])
+  if #added > 0 then
+    trim(key, redis.call('LPUSH', key, unpack(added)), tonumber(args[4]), tonumber(args[5]))
+  end
+  return 1
+end
+
 -- Reading must go on when memory is full: it may renew a life, and needs no memory for that.
 redis.register_function { function_name = 'read_VERSION', callback = read, flags = { 'allow-oom' } }
 redis.register_function('create_VERSION', create)
 redis.register_function('fill_VERSION', fill)
 redis.register_function('merge_VERSION', merge)
 redis.register_function('push_VERSION', push)
+redis.register_function('mend_VERSION', mend)

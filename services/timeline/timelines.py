@@ -1,4 +1,4 @@
-"""Timelines in Redis: every key, cap and format of the service. What is done with them: skeleton.py and deliver.py.
+"""Timelines in Redis: every key, cap and format of the service. Not what is done with them: skeleton.py, deliver.py.
 
 A *home timeline* is a list of what was pushed to one viewer, an *author timeline* of what one author wrote. Either is
 there only while somebody reads: a push touches only a list that exists, so whoever has not read for a while costs
@@ -13,14 +13,15 @@ Every list says what it covers. Its last element, the tail, holds
   was followed later is merged by the next read;
 - the *incarnation*: which making of the list this is. What was read from Postgres for one is not put into another.
 
-Nothing is ever taken out of a list: what was unfollowed or deleted is filtered by the read.
+Nothing that people do takes anything out of a list: what was unfollowed or deleted is filtered by the read. Only the
+auditor does, of what Postgres never had, and an erasure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,16 @@ AUTHOR_TTL_S = 86_400
 PUSH_KEYS = 500
 MERGE_KEYS = 50
 """Lists of one call: it holds the server up for 1 ms, or 30 ms."""
+SCANNED = 500
+"""Keys of Redis that one step of a scan looks at."""
 PUSH_CALLS = 500
 """Calls of one round trip."""
 NOTHING = ids.MAX_ID
 """The floor of a list that covers nothing, because it is being built."""
+HOMES = "feedmesh:{timeline.*}:home:*"
+"""All home timelines, as a pattern of Redis."""
+ALL = "feedmesh:{timeline.*}:*"
+"""All home and author timelines."""
 ID_BYTES = 7
 TAIL_BYTES = 4 * ID_BYTES
 
@@ -90,6 +97,11 @@ def author_key(user_id: int) -> str:
     return f"feedmesh:{{timeline.{bucket(user_id)}}}:author:{user_id}"
 
 
+def user_of(key: bytes) -> int:
+    """Whose a timeline is."""
+    return int(key.rpartition(b":")[2])
+
+
 def decode(stored: bytes) -> Timeline:
     """A list as the functions give it: members and tail in one string."""
     packed, tail = stored[:-TAIL_BYTES], stored[-TAIL_BYTES:]
@@ -114,20 +126,20 @@ class Timelines:
         """
         return (rows[: self.cap], int(rows[self.cap, 0])) if len(rows) > self.cap else (rows, 0)
 
-    async def read(self, key: str) -> Timeline | None:
-        """One list, or None. Its life is renewed."""
-        stored = await self._call("read", [key], self._ttl(key))
+    async def read(self, key: str, *, renewed: bool = True) -> Timeline | None:
+        """One list, or None. Its life is renewed, unless that is not wanted."""
+        stored = await self._call("read", [key], self._ttl(key) if renewed else 0)
         return None if stored is None else decode(stored)
 
-    async def read_all(self, keys: Sequence[str]) -> list[Timeline | None]:
-        """Many lists, in one round trip to each server."""
+    async def read_all(self, keys: Sequence[str], *, renewed: bool = True) -> list[Timeline | None]:
+        """Many lists, in one round trip to each server. Their lives are renewed, unless that is not wanted."""
         if not keys:
             return []
 
         async def work() -> list[bytes | None]:
             async with self.client.pipeline(transaction=False) as pipeline:
                 for key in keys:
-                    pipeline.fcall(f"read_{VERSION}", 1, key, self._ttl(key))
+                    pipeline.fcall(f"read_{VERSION}", 1, key, self._ttl(key) if renewed else 0)
                 return list(await pipeline.execute())
 
         found = await self._with_functions(work)
@@ -207,6 +219,54 @@ class Timelines:
                 for at in range(0, len(calls), PUSH_CALLS)
             ]
         )
+
+    # For the auditor, the operator, and erasures.
+
+    async def homes(self) -> AsyncIterator[tuple[str, Timeline]]:
+        """All home timelines with their keys, none renewed. One that is there all the time comes at least once."""
+        cursor, more = 0, True
+        while more:
+            cursor, found = await self.scan(HOMES, cursor)
+            keys = [key.decode() for key in found]
+            for key, timeline in zip(keys, await self.read_all(keys, renewed=False), strict=True):
+                if timeline is not None:
+                    yield key, timeline
+            more = cursor != 0
+
+    async def mend(
+        self,
+        key: str,
+        incarnation: int,
+        *,
+        removed: Collection[tuple[int, int, int]],
+        added: Collection[tuple[int, int, int]],
+    ) -> bool:
+        """Takes members out of a list and puts others in (at most 1,000), in one step. False where it is gone."""
+        packed = [members.pack(each) for each in (removed, added)]
+        return bool(await self._call("mend", [key], seven(incarnation), *packed, self.cap, self.slack))
+
+    async def ends_at(self, key: str) -> int:
+        """When a list's life ends, in milliseconds since 1970; below 0 where there is none, or no end."""
+        return int(await self.client.pexpiretime(key))
+
+    async def end_at(self, key: str, ms: int) -> None:
+        """Lets a list's life end at a time, in milliseconds since 1970, if it would end later."""
+        await self.client.pexpireat(key, ms, lt=True)
+
+    async def drop(self, keys: Sequence[str | bytes]) -> int:
+        """Removes lists, so that the next read builds them; how many there were."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.unlink(key)
+            return sum(await pipeline.execute())
+
+    async def scan(self, pattern: str, cursor: int, count: int = SCANNED) -> tuple[int, list[bytes]]:
+        """The next of all lists whose keys match, around `count` keys of Redis further on; the cursor is 0 at the end.
+
+        Lists that are there all the time come at least once.
+        """
+        cursor, keys = await self.client.scan(cursor, match=pattern, count=count)
+        return int(cursor), [key for key in keys if isinstance(key, bytes)]
 
     def _ttl(self, key: str) -> int:
         return self.active_s if ":home:" in key else AUTHOR_TTL_S

@@ -1,4 +1,4 @@
-"""What the suites share: expecting a refusal, reading a listing to its end, sending a write more than once."""
+"""What the suites share: expecting a refusal, reading a listing to its end, bad cursors, sending a write twice."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ async def read_to_end(
         if meanwhile is not None and turn < 10:
             await meanwhile()
     raise AssertionError("the listing does not end")
+
+
+def damaged(cursor: str) -> list[str]:
+    """What is left of a cursor after it was cut or changed, and what never was one."""
+    at = range(0, len(cursor) - 1, 5)
+    forged = [cursor[:n] + ("A" if cursor[n] != "A" else "B") + cursor[n + 1 :] for n in at]
+    return [*(cursor[:n] for n in at if n), *forged, *BAD_CURSORS]
 
 
 async def both(call: Callable[[Any], Awaitable[Message]], request: Message) -> list[Message]:

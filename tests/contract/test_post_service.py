@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, ids, members
-from tests.contract.expect import BAD_CURSORS, MAX_ID, OUT_OF_RANGE, Page, both, page_of, read_to_end, refusal
+from tests.contract.expect import MAX_ID, OUT_OF_RANGE, Page, both, damaged, page_of, read_to_end, refusal
+from tests.fakes.poll import until
 from tests.fakes.serving import PostService
 
 NOBODY = NOTHING = 4_096
@@ -49,9 +51,39 @@ async def username(service: PostService, user_id: int) -> str:
     return (await service.graph.GetUser(graph_pb2.GetUserRequest(user_id=user_id))).user.username
 
 
-async def write(service: PostService, user_id: int, content: str = "words") -> int:
+async def set_private(service: PostService, user_id: int, private: bool) -> None:
+    await service.graph.UpdateUser(graph_pb2.UpdateUserRequest(user_id=user_id, private=private))
+
+
+async def follow(service: PostService, follower_id: int, following_id: int) -> None:
+    await service.graph.Follow(graph_pb2.FollowRequest(follower_id=follower_id, following_id=following_id))
+
+
+async def unfollow(service: PostService, follower_id: int, following_id: int) -> None:
+    await service.graph.Unfollow(graph_pb2.UnfollowRequest(follower_id=follower_id, following_id=following_id))
+
+
+async def block(service: PostService, user_id: int, target_id: int) -> None:
+    await service.graph.Block(graph_pb2.BlockRequest(user_id=user_id, target_id=target_id))
+
+
+async def unblock(service: PostService, user_id: int, target_id: int) -> None:
+    await service.graph.Unblock(graph_pb2.UnblockRequest(user_id=user_id, target_id=target_id))
+
+
+async def mute(service: PostService, user_id: int, target_id: int) -> None:
+    await service.graph.Mute(graph_pb2.MuteRequest(user_id=user_id, target_id=target_id))
+
+
+async def write(
+    service: PostService,
+    user_id: int,
+    content: str = "words",
+    visibility: pb.Visibility.ValueType = pb.VISIBILITY_UNSPECIFIED,
+) -> int:
     """A new post's id."""
-    return (await service.stub.CreatePost(pb.CreatePostRequest(user_id=user_id, content=content))).post.post_id
+    request = pb.CreatePostRequest(user_id=user_id, content=content, visibility=visibility)
+    return (await service.stub.CreatePost(request)).post.post_id
 
 
 async def share(service: PostService, user_id: int, post_id: int, content: str = "") -> pb.Post:
@@ -84,13 +116,17 @@ async def delete_comment(service: PostService, user_id: int, comment_id: int) ->
     await service.stub.DeleteComment(pb.DeleteCommentRequest(user_id=user_id, comment_id=comment_id))
 
 
-async def posts_of(service: PostService, user_id: int, cursor: str = "", limit: int | None = None) -> Page:
-    request = pb.ListUserPostsRequest(user_id=user_id, limit=limit, cursor=cursor)
+async def posts_of(
+    service: PostService, user_id: int, cursor: str = "", limit: int | None = None, viewer_id: int | None = None
+) -> Page:
+    request = pb.ListUserPostsRequest(user_id=user_id, viewer_id=viewer_id, limit=limit, cursor=cursor)
     return page_of(await service.stub.ListUserPosts(request), "posts", "post_id")
 
 
-async def comments_of(service: PostService, post_id: int, cursor: str = "", limit: int | None = None) -> Page:
-    request = pb.ListCommentsRequest(post_id=post_id, limit=limit, cursor=cursor)
+async def comments_of(
+    service: PostService, post_id: int, cursor: str = "", limit: int | None = None, viewer_id: int | None = None
+) -> Page:
+    request = pb.ListCommentsRequest(post_id=post_id, viewer_id=viewer_id, limit=limit, cursor=cursor)
     return page_of(await service.stub.ListComments(request), "comments", "comment_id")
 
 
@@ -223,6 +259,34 @@ async def test_a_post_needs_words_or_media_in_form(
     with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", field):
         await service.stub.CreatePost(pb.CreatePostRequest(user_id=ann, content=content, media_url=media_url))
     assert await posts_of(service, ann) == Page([], None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        (pb.VISIBILITY_UNSPECIFIED, pb.VISIBILITY_PUBLIC),
+        (pb.VISIBILITY_PUBLIC, pb.VISIBILITY_PUBLIC),
+        (pb.VISIBILITY_FOLLOWERS, pb.VISIBILITY_FOLLOWERS),
+    ],
+)
+async def test_a_post_shows_its_visibility_and_shares_of_it_are_public(
+    service: PostService, asked: pb.Visibility.ValueType, shown: pb.Visibility.ValueType
+) -> None:
+    ann = await join(service)
+    request = pb.CreatePostRequest(user_id=ann, content="words", visibility=asked)
+    post = (await service.stub.CreatePost(request)).post
+    assert post.visibility == shown
+    assert await get(service, post.post_id, ann) == post
+    for content in ("", "so true"):
+        shared = await share(service, ann, post.post_id, content)
+        assert (shared.visibility, shared.shared_post.visibility) == (pb.VISIBILITY_PUBLIC, shown)
+
+
+@pytest.mark.parametrize("visibility", [3, -1, 2**31 - 1])
+async def test_a_visibility_that_is_none_is_refused(service: PostService, visibility: Any) -> None:
+    ann = await join(service)
+    with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "visibility"):
+        await write(service, ann, visibility=visibility)
 
 
 async def test_whoever_is_unknown_can_do_nothing(service: PostService) -> None:
@@ -570,6 +634,274 @@ async def test_sharing_and_taking_back_at_once_ends_in_one_of_the_two(service: P
     assert len(left) <= 1
 
 
+# Who may see what.
+
+SEES = {
+    "author": (True, True),
+    "follower": (True, True),
+    "muting follower": (True, True),
+    "followed": (True, False),
+    "asked": (True, False),
+    "muting": (True, False),
+    "other": (True, False),
+    "blocking": (False, False),
+    "blocked": (False, False),
+    "stranger": (True, False),
+}
+"""By how one stands to an author: whether one sees what is open to all, and what is for followers: a post for followers
+of anyone, and everything of a private account."""
+READS: dict[str, Callable[[PostService, int, int], Awaitable[Any]]] = {
+    "GetPost": lambda service, viewer, post_id: get(service, post_id, viewer or None),
+    "BatchGetPosts": lambda service, viewer, post_id: hydrate(service, (viewer, [post_id])),
+    "ListComments": lambda service, viewer, post_id: comments_of(service, post_id, viewer_id=viewer or None),
+}
+ACTS: dict[str, Callable[[PostService, int, int], Awaitable[Any]]] = {
+    "LikePost": like,
+    "UnlikePost": unlike,
+    "SharePost": share,
+    "SharePost quote": lambda service, actor, post_id: share(service, actor, post_id, "so true"),
+    "CreateComment": comment,
+    "DeletePost": lambda service, actor, post_id: delete_in_vain(service, actor, post_id),
+}
+
+
+async def delete_in_vain(service: PostService, actor_id: int, post_id: int) -> None:
+    """Someone else's post: whoever sees it is told so."""
+    with contextlib.suppress(errors.Forbidden):
+        await delete(service, actor_id, post_id)
+
+
+async def outcome(service: PostService, rpc: str, viewer_id: int, post_id: int) -> str:
+    """How an RPC answers of a post, in words that do not name it."""
+    try:
+        answer = await (READS | ACTS)[rpc](service, viewer_id, post_id)
+    except errors.Error as error:
+        return f"{type(error).__name__} {error.reason} {error.message}".replace(str(post_id), "...")
+    return "nothing" if answer == [[]] else "seen"
+
+
+async def circle(service: PostService, private: bool) -> dict[str, int]:
+    """People by how they stand to the author, as in SEES (0 for a stranger), whose account is private or not."""
+    people = dict(zip(SEES, await join_all(service, len(SEES)), strict=True)) | {"stranger": 0}
+    author = people["author"]
+    await follow(service, people["follower"], author)
+    await follow(service, people["muting follower"], author)
+    await follow(service, author, people["followed"])
+    await mute(service, people["muting follower"], author)
+    await mute(service, people["muting"], author)
+    await block(service, people["blocking"], author)
+    await block(service, author, people["blocked"])
+    await set_private(service, author, True)
+    await follow(service, people["asked"], author)
+    await set_private(service, author, private)
+    return people
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["public account", "private account"])
+@pytest.mark.parametrize("visibility", [pb.VISIBILITY_PUBLIC, pb.VISIBILITY_FOLLOWERS], ids=["public", "followers"])
+async def test_who_may_see_a_post_is_the_same_in_every_answer(
+    service: PostService, private: bool, visibility: pb.Visibility.ValueType
+) -> None:
+    people = await circle(service, private)
+    author, friend = people["author"], people["follower"]
+    post_id, other_id = await write(service, author, visibility=visibility), await write(service, friend)
+    quote_id = (await share(service, friend, post_id, "so true")).post_id
+    for_followers = private or visibility == pb.VISIBILITY_FOLLOWERS
+    posts = {
+        "the post": (post_id, author, for_followers),
+        "a friend's share of it": ((await share(service, friend, post_id)).post_id, friend, for_followers),
+        "the author's share of a friend's": ((await share(service, author, other_id)).post_id, author, private),
+        "the author's quote of a friend's": ((await share(service, author, other_id, "so")).post_id, author, private),
+    }
+    found, expected = {}, {}
+    for who, viewer in people.items():
+        for rpc in READS | ACTS if viewer else READS:
+            absent = await outcome(service, rpc, viewer, NOTHING)
+            for what, (seen_id, owner, only_followers) in posts.items():
+                if rpc != "DeletePost" or viewer != owner:
+                    found[who, rpc, what] = await outcome(service, rpc, viewer, seen_id)
+                    expected[who, rpc, what] = "seen" if SEES[who][only_followers] else absent
+        quote = await get(service, quote_id, viewer or None)
+        assert quote.HasField("shared_post") == SEES[who][for_followers], who
+    assert found == expected
+    pages = await hydrate(service, *((viewer, [i for i, _, _ in posts.values()]) for viewer in people.values()))
+    assert [[post.post_id for post in page] for page in pages] == [
+        [seen_id for seen_id, _, only_followers in posts.values() if SEES[who][only_followers]] for who in people
+    ]
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["public account", "private account"])
+async def test_a_persons_posts_are_listed_as_far_as_the_viewer_may_see_them(
+    service: PostService, private: bool
+) -> None:
+    people = await circle(service, private)
+    author, friend = people["author"], people["followed"]
+    friends_own = await write(service, friend, visibility=pb.VISIBILITY_FOLLOWERS)
+    visibilities = [pb.VISIBILITY_FOLLOWERS, pb.VISIBILITY_PUBLIC, pb.VISIBILITY_FOLLOWERS, pb.VISIBILITY_FOLLOWERS]
+    written = [(await write(service, author, visibility=v), v) for v in visibilities * 2]
+    of_friend = (await share(service, author, friends_own)).post_id
+    written += [(await write(service, author, visibility=v), v) for v in visibilities]
+    for who, viewer in people.items():
+        if who in ("blocking", "blocked"):
+            with refusal(errors.NotFound, "USER_NOT_FOUND"):
+                await posts_of(service, author, viewer_id=viewer)
+            continue
+        expected = [i for i, v in written if SEES[who][private or v == pb.VISIBILITY_FOLLOWERS]]
+        if who == "author" or (who == "followed" and not private):
+            expected.append(of_friend)
+        for limit in (1, 2, 3, 100):
+            read = partial(posts_of, service, author, limit=limit, viewer_id=viewer or None)
+            assert await read_to_end(read, limit) == sorted(expected, reverse=True), who
+
+
+async def test_who_stands_otherwise_to_the_author_sees_otherwise_in_the_next_answer(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    public, followers = await write(service, ann), await write(service, ann, visibility=pb.VISIBILITY_FOLLOWERS)
+    posts = [public, followers]
+    for change, actor, other, expected in (
+        (follow, bob, ann, posts),
+        (unfollow, bob, ann, [public]),
+        (follow, bob, ann, posts),
+        (mute, bob, ann, posts),
+        (block, ann, bob, []),
+        (unblock, ann, bob, [public]),
+        (follow, bob, ann, posts),
+        (block, bob, ann, []),
+        (block, ann, bob, []),
+        (unblock, bob, ann, []),
+        (unblock, ann, bob, [public]),
+    ):
+        await change(service, actor, other)
+        [page] = await hydrate(service, (bob, posts))
+        assert [post.post_id for post in page] == expected
+        assert [i for i in posts if await outcome(service, "GetPost", bob, i) == "seen"] == expected
+        [own] = await hydrate(service, (ann, posts))
+        assert [post.post_id for post in own] == posts
+
+
+async def test_an_account_that_becomes_private_or_public_takes_its_posts_along(service: PostService) -> None:
+    ann, follower, other = await join_all(service, 3)
+    await follow(service, follower, ann)
+    post_id = await write(service, ann)
+    for private in (True, False, True):
+        await set_private(service, ann, private)
+        await until(lambda hidden=private: reads_as(service, ann, (other, 0), [] if hidden else [post_id]))
+        assert await reads_as(service, ann, (ann, follower), [post_id])
+
+
+async def reads_as(service: PostService, author_id: int, viewers: Iterable[int], expected: list[int]) -> bool:
+    """Whether these viewers (0: a stranger) find just these posts of an author."""
+    return all([(await posts_of(service, author_id, viewer_id=v or None)).rows == expected for v in viewers])
+
+
+async def test_relations_of_any_version_show_what_the_graph_says(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann, visibility=pb.VISIBILITY_FOLLOWERS)
+    for change, shown in ((follow, 1), (unfollow, 0)):
+        await change(service, bob, ann)
+        item = graph_pb2.BatchGetRelationsRequest.Item(viewer_id=bob)
+        known = (await service.graph.BatchGetRelations(graph_pb2.BatchGetRelationsRequest(items=[item]))).items[0]
+        request = pb.BatchGetPostsRequest()
+        for version in (known.version, 0, known.version):
+            request.items.add(viewer_id=bob, post_ids=[post_id], relations_version=version)
+        answer = await service.stub.BatchGetPosts(request)
+        assert [len(page.posts) for page in answer.items] == [shown] * 3
+
+
+async def test_comments_of_whom_a_block_hides_are_left_out(service: PostService) -> None:
+    author, viewer, *others = await join_all(service, 10)
+    post_id = await write(service, author)
+    written = [(await comment(service, other, post_id)).comment_id for other in others * 2]
+    for n, (actor, other) in enumerate(((viewer, others[1]), (others[2], viewer), (author, others[4]))):
+        await block(service, actor, other)
+        await mute(service, viewer, others[n + 5])
+    hidden = {viewer: (1, 2), author: (4,), others[0]: (), others[1]: (), None: ()}
+    for seen_by, without in hidden.items():
+        expected = [comment_id for n, comment_id in enumerate(written) if n % len(others) not in without]
+        for limit in (1, 2, 3, 100):
+            read = partial(comments_of, service, post_id, limit=limit, viewer_id=seen_by)
+            assert await read_to_end(read, limit) == expected
+        assert (await get(service, post_id, seen_by)).comments == len(written)
+
+
+async def test_a_comment_is_deleted_by_its_writer_though_the_post_is_hidden_and_is_nothing_to_others_then(
+    service: PostService,
+) -> None:
+    author, writer, blocked, other = await join_all(service, 4)
+    await follow(service, writer, author)
+    await follow(service, blocked, author)
+    post_id = await write(service, author, visibility=pb.VISIBILITY_FOLLOWERS)
+    mine, theirs, kept = [(await comment(service, writer, post_id)).comment_id for _ in range(3)]
+    with refusal(errors.Forbidden, "NOT_OWNER"):
+        await delete_comment(service, blocked, mine)
+    await block(service, author, writer)
+    await block(service, blocked, author)
+    for user_id in (blocked, other):
+        with refusal(errors.NotFound, "COMMENT_NOT_FOUND"):
+            await delete_comment(service, user_id, kept)
+    for _ in range(2):
+        await delete_comment(service, writer, mine)
+        await delete_comment(service, author, theirs)
+    assert (await get(service, post_id, author)).comments == 1
+
+
+async def test_a_share_of_what_is_hidden_by_now_is_its_sharers_to_take_back(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    post_id = await write(service, ann)
+    plain = (await share(service, bob, post_id)).post_id
+    quote = (await share(service, bob, post_id, "so true")).post_id
+    await block(service, ann, bob)
+    for viewer, seen in ((bob, [quote]), (cid, [quote, plain]), (None, [quote, plain])):
+        assert await posts_of(service, bob, viewer_id=viewer) == Page(seen, None)
+    assert not (await get(service, quote, bob)).HasField("shared_post")
+    with refusal(errors.NotFound, "POST_NOT_FOUND"):
+        await delete(service, bob, post_id)
+    for _ in range(2):
+        await delete(service, bob, plain)
+        assert await posts_of(service, bob, viewer_id=cid) == Page([quote], None)
+    assert await counts(service, post_id) == Counts(shares=1)
+
+
+async def test_with_a_person_goes_all_that_is_theirs(service: PostService) -> None:
+    gone, bob, cid = await join_all(service, 3)
+    other_id = await write(service, bob)
+    post_id = await write(service, gone)
+    for user_id in (gone, cid):
+        await comment(service, user_id, other_id)
+    quote = (await share(service, bob, post_id, "so true")).post_id
+    theirs = [
+        post_id,
+        (await share(service, gone, other_id)).post_id,
+        (await share(service, gone, other_id, "so true")).post_id,
+        (await share(service, bob, post_id)).post_id,
+    ]
+    await service.graph.DeleteUser(graph_pb2.DeleteUserRequest(user_id=gone))
+
+    async def nothing_is_seen() -> bool:
+        return await hydrate(service, (bob, theirs), (0, theirs)) == [[], []]
+
+    await until(nothing_is_seen)
+    for viewer in (cid, 0):
+        for rpc in READS | ACTS if viewer else READS:
+            absent = await outcome(service, rpc, viewer, NOTHING)
+            assert [await outcome(service, rpc, viewer, i) for i in theirs] == [absent] * 4, rpc
+        assert not (await get(service, quote, viewer or None)).HasField("shared_post")
+        assert await posts_of(service, bob, viewer_id=viewer or None) == Page([quote, other_id], None)
+        listed = await service.stub.ListComments(pb.ListCommentsRequest(post_id=other_id, viewer_id=viewer or None))
+        assert [row.user_id for row in listed.comments] == [cid]
+        with refusal(errors.NotFound, "USER_NOT_FOUND"):
+            await posts_of(service, gone, viewer_id=viewer or None)
+    for act in (
+        write(service, gone),
+        like(service, gone, other_id),
+        unlike(service, gone, other_id),
+        share(service, gone, other_id),
+        comment(service, gone, other_id),
+    ):
+        with refusal(errors.NotFound, "USER_NOT_FOUND"):
+            await act
+
+
 # Idempotency keys.
 
 
@@ -695,6 +1027,19 @@ async def test_a_write_that_was_refused_leaves_its_key_free(service: PostService
     await service.stub.LikePost(pb.LikePostRequest(user_id=ann, post_id=post_id, request_id="key"))
 
 
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_with_a_key_is_answered_again_where_the_post_may_not_be_seen_by_now(
+    service: PostService, name: str
+) -> None:
+    there = await stage(service)
+    call, request = keyed(service, name, there, "key")
+    answer = await call(request)
+    await block(service, there.author, there.actor)
+    if isinstance(answer, pb.SharePostResponse):
+        answer.post.ClearField("shared_post")  # of the original no answer is kept
+    assert await call(request) == answer
+
+
 async def test_a_share_with_a_key_is_answered_again_after_it_was_taken_back(service: PostService) -> None:
     ann = await join(service)
     post_id = await write(service, ann)
@@ -711,6 +1056,7 @@ async def test_a_share_with_a_key_is_answered_again_after_its_original_was_delet
     request = pb.SharePostRequest(user_id=bob, post_id=post_id, content="quoted", request_id="key")
     shared = await service.stub.SharePost(request)
     await delete(service, ann, post_id)
+    shared.post.ClearField("shared_post")  # of the original no answer is kept
     assert await service.stub.SharePost(request) == shared
 
 
@@ -796,13 +1142,6 @@ async def test_only_a_cursor_of_this_listing_and_viewer_is_taken(service: PostSe
     ):
         with refusal(errors.InvalidArgument, "INVALID_CURSOR", "cursor"):
             await service.stub.ListComments(request)
-
-
-def damaged(cursor: str) -> list[str]:
-    """What is left of a cursor after it was cut or changed, and what never was one."""
-    at = range(0, len(cursor) - 1, 5)
-    forged = [cursor[:n] + ("A" if cursor[n] != "A" else "B") + cursor[n + 1 :] for n in at]
-    return [*(cursor[:n] for n in at if n), *forged, *BAD_CURSORS]
 
 
 # BatchGetPosts.
@@ -1079,3 +1418,73 @@ async def test_authors_are_paged_by_id_with_how_much_they_wrote(service: PostSer
         while len(page := await post_counts(service, 0, found[-1][0] if found else 0, limit)) == limit:
             found += page
         assert found + page == everything
+
+
+# What is checked: rows, and traces.
+
+
+async def test_rows_say_what_the_table_has_deleted_originals_and_all(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    own, other = await write(service, ann), await write(service, bob)
+    shared = (await share(service, ann, other)).post_id
+    await write(service, cid)
+    await delete(service, bob, other)
+    gone = await write(service, ann)
+    await delete(service, ann, gone)
+    request = pb.ListPostRowsRequest(author_ids=[ann, bob], min_post_id=own, max_post_id=MAX_ID, limit=10)
+    rows = (await service.stub.ListPostRows(request)).rows
+    assert list(rows) == [
+        pb.PostRow(
+            post_id=post_id,
+            author_id=ann,
+            original_id=original_id,
+            original_author_id=author,
+            original_visibility=pb.VISIBILITY_PUBLIC,
+            original_deleted=deleted,
+        )
+        for post_id, original_id, author, deleted in ((shared, other, bob, True), (own, own, ann, False))
+    ]
+    request.limit = 1
+    assert [row.post_id for row in (await service.stub.ListPostRows(request)).rows] == [shared]
+    request.max_post_id = own
+    assert [row.post_id for row in (await service.stub.ListPostRows(request)).rows] == [own]
+    found = (await service.stub.GetPostRows(pb.GetPostRowsRequest(post_ids=[own, gone, NOTHING, gone]))).rows
+    assert {row.post_id: row.deleted for row in found} == {own: False, gone: True}
+
+
+async def test_what_a_person_wrote_is_a_trace(service: PostService) -> None:
+    ann = await join(service)
+    await write(service, ann)
+
+    async def traces() -> int:
+        answer = await service.stub.CountTraces(pb.CountTracesRequest(user_id=ann))
+        return sum(trace.count for trace in answer.traces)
+
+    assert await traces() == 1
+
+
+async def test_an_export_holds_all_that_is_ones_own_and_an_end(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    await service.graph.Follow(graph_pb2.FollowRequest(follower_id=ann, following_id=bob))
+    await service.graph.Block(graph_pb2.BlockRequest(user_id=bob, target_id=await join(service)))
+    own, other = await write(service, ann), await write(service, bob)
+    shared = (await share(service, ann, other)).post_id
+    await like(service, ann, other)
+    remark = pb.CreateCommentRequest(user_id=ann, post_id=other, content="words")
+    comment = (await service.stub.CreateComment(remark)).comment.comment_id
+    gone = await write(service, ann)
+    await delete(service, ann, gone)
+    request = pb.ExportUserRequest(user_id=ann)
+    records = [record async for record in service.stub.ExportUser(request)]
+    assert records[0].account.user_id == ann
+    assert records[0].account.email
+    assert [(record.tie.kind, record.tie.user_id) for record in records if record.HasField("tie")] == [
+        (graph_pb2.TIE_KIND_FOLLOWING, bob)
+    ]
+    posts = [(record.post.post_id, record.post.shared_post_id) for record in records if record.HasField("post")]
+    assert posts == [(shared, other), (own, 0)]
+    assert [record.comment.comment_id for record in records if record.HasField("comment")] == [comment]
+    assert [record.like.post_id for record in records if record.HasField("like")] == [other]
+    assert records[-1].end.records == len(records) - 1 == 6
+    with refusal(errors.NotFound, "USER_NOT_FOUND"):
+        [record async for record in service.stub.ExportUser(pb.ExportUserRequest(user_id=NOTHING))]

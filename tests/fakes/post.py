@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors, ids, members
@@ -30,6 +31,7 @@ class Entry:
     user_id: int
     content: str = ""
     media_url: str = ""
+    visibility: pb.Visibility.ValueType = pb.VISIBILITY_PUBLIC
     shared_post_id: int | None = None
     deleted: bool = False
 
@@ -66,29 +68,38 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
     # What is there to be seen.
 
-    def visible(self, post_id: int) -> Entry | None:
-        """A post that is not deleted and repeats no deleted one."""
+    def there(self, post_id: int) -> Entry | None:
+        """A post that is not gone and repeats none that is."""
         entry = self.posts.get(post_id)
-        if entry is None or entry.deleted or self.posts[entry.original_id].deleted:
-            return None
-        return entry
+        return entry if entry and not self._gone(entry) and not self._gone(self.posts[entry.original_id]) else None
+
+    def seen(self, post_id: int, viewer_id: int) -> Entry | None:
+        """A post that is there and that the viewer (0: a stranger) may see, and what it repeats too."""
+        entry = self.there(post_id)
+        if entry and self._open_to(entry, viewer_id) and self._open_to(self.posts[entry.original_id], viewer_id):
+            return entry
+        return None
 
     def entries(self) -> list[Entry]:
         """All posts that are there, newest first."""
-        return sorted(filter(None, map(self.visible, self.posts)), key=lambda entry: -entry.post_id)
+        return sorted(filter(None, map(self.there, self.posts)), key=lambda entry: -entry.post_id)
 
     def likes_of(self, post_id: int) -> list[int]:
         """The ids of a post's likes."""
-        return [like_id for (liked, _), like_id in self.likes.items() if liked == post_id]
+        return [
+            like_id
+            for (liked, user_id), like_id in self.likes.items()
+            if liked == post_id and user_id not in self._graph.erased
+        ]
 
     def comments_of(self, post_id: int) -> list[Remark]:
         """A post's comments, oldest first."""
-        there = [remark for remark in self.comments.values() if remark.post_id == post_id and not remark.deleted]
+        there = [remark for remark in self.comments.values() if remark.post_id == post_id and not self._gone(remark)]
         return sorted(there, key=lambda remark: remark.comment_id)
 
     def shares_of(self, post_id: int) -> list[int]:
         """The ids of a post's plain shares and quotes."""
-        return [entry.post_id for entry in self.posts.values() if entry.shared_post_id == post_id and not entry.deleted]
+        return [e.post_id for e in self.posts.values() if e.shared_post_id == post_id and not self._gone(e)]
 
     # Posts.
 
@@ -96,18 +107,20 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._graph.username(request.user_id)
 
         def work() -> pb.CreatePostResponse:
-            entry = self._add(request.user_id, request.content, request.media_url, None)
+            visibility = request.visibility or pb.VISIBILITY_PUBLIC
+            entry = self._add(Entry(self._next_id(), request.user_id, request.content, request.media_url, visibility))
             return pb.CreatePostResponse(post=self._present(entry, request.user_id))
 
         return self._answers.once(request, request.user_id, work)
 
     async def GetPost(self, request: pb.GetPostRequest, context: Any) -> pb.GetPostResponse:
-        return pb.GetPostResponse(post=self._present(self._found(request.post_id), request.viewer_id))
+        entry = self._found(request.post_id, request.viewer_id)
+        return pb.GetPostResponse(post=self._present(entry, request.viewer_id))
 
     async def DeletePost(self, request: pb.DeletePostRequest, context: Any) -> pb.DeletePostResponse:
         def work() -> pb.DeletePostResponse:
             entry = self.posts.get(request.post_id)
-            if entry is None or (entry.user_id != request.user_id and not self.visible(entry.post_id)):
+            if entry is None or (entry.user_id != request.user_id and not self.seen(entry.post_id, request.user_id)):
                 raise not_found(request.post_id)
             if entry.user_id != request.user_id:
                 raise errors.Forbidden("NOT_OWNER")
@@ -119,9 +132,10 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
     async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> pb.ListUserPostsResponse:
         scope = ("posts", request.user_id, request.viewer_id)
         before = self._cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
-        self._graph.username(request.user_id)
+        self._graph.shown(request.user_id, request.viewer_id)
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        left = [entry for entry in self.entries() if entry.user_id == request.user_id and entry.post_id < before]
+        own = [entry for entry in self.entries() if entry.user_id == request.user_id and entry.post_id < before]
+        left = [entry for entry in own if self.seen(entry.post_id, request.viewer_id)]
         page = left[:limit]
         return pb.ListUserPostsResponse(
             posts=[self._present(entry, request.viewer_id) for entry in page],
@@ -132,15 +146,22 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._graph.username(request.user_id)
 
         def work() -> pb.SharePostResponse:
-            original = self._target(request.post_id)
-            if request.content.strip():
-                share = self._add(request.user_id, request.content, "", original.post_id)
-            else:
-                mine = (e for e in self._plain_shares(original.post_id) if e.user_id == request.user_id)
-                share = next(mine, None) or self._add(request.user_id, "", "", original.post_id)
+            original_id = self._target(request.post_id, request.user_id).post_id
+            content = request.content if request.content.strip() else ""
+            mine = (e for e in self._plain_shares(original_id) if e.user_id == request.user_id and not content)
+            share = next(mine, None) or self._add(
+                Entry(self._next_id(), request.user_id, content, shared_post_id=original_id)
+            )
             return pb.SharePostResponse(post=self._present(share, request.user_id))
 
-        return self._answers.once(request, request.user_id, work)
+        answer = pb.SharePostResponse()
+        answer.CopyFrom(self._answers.once(request, request.user_id, work))
+        # Of the original no answer is kept.
+        original_id = answer.post.shared_post.post_id
+        answer.post.ClearField("shared_post")
+        if original := self.seen(original_id, request.user_id):
+            answer.post.shared_post.CopyFrom(self._present(original, request.user_id, nested=True))
+        return answer
 
     # Likes and comments.
 
@@ -148,7 +169,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._graph.username(request.user_id)
 
         def work() -> pb.LikePostResponse:
-            post_id = self._target(request.post_id).post_id
+            post_id = self._target(request.post_id, request.user_id).post_id
             self.likes.setdefault((post_id, request.user_id), self._next_id())
             return pb.LikePostResponse(post_id=post_id, liked=True, likes=len(self.likes_of(post_id)))
 
@@ -158,7 +179,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._graph.username(request.user_id)
 
         def work() -> pb.UnlikePostResponse:
-            post_id = self._target(request.post_id).post_id
+            post_id = self._target(request.post_id, request.user_id).post_id
             self.likes.pop((post_id, request.user_id), None)
             return pb.UnlikePostResponse(post_id=post_id, liked=False, likes=len(self.likes_of(post_id)))
 
@@ -168,7 +189,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._graph.username(request.user_id)
 
         def work() -> pb.CreateCommentResponse:
-            post_id = self._target(request.post_id).post_id
+            post_id = self._target(request.post_id, request.user_id).post_id
             remark = Remark(self._next_id(), post_id, request.user_id, request.content)
             self.comments[remark.comment_id] = remark
             return pb.CreateCommentResponse(comment=self._present_comment(remark))
@@ -179,8 +200,9 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         scope = ("comments", request.post_id, request.viewer_id)
         after = self._cursors.open_id(scope, request.cursor, first=0)
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        under = self._target(request.post_id).post_id
-        left = [remark for remark in self.comments_of(under) if remark.comment_id > after]
+        under = self._target(request.post_id, request.viewer_id).post_id
+        shown = (c for c in self.comments_of(under) if not self._graph.separated(c.user_id, request.viewer_id))
+        left = [remark for remark in shown if remark.comment_id > after]
         page = left[:limit]
         return pb.ListCommentsResponse(
             comments=[self._present_comment(remark) for remark in page],
@@ -190,9 +212,11 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
     async def DeleteComment(self, request: pb.DeleteCommentRequest, context: Any) -> pb.DeleteCommentResponse:
         def work() -> pb.DeleteCommentResponse:
             remark = self.comments.get(request.comment_id)
-            post = self.visible(remark.post_id) if remark else None
-            own = remark and post and request.user_id in (remark.user_id, post.user_id)
-            if remark is None or post is None or (remark.deleted and not own):
+            post = self.there(remark.post_id) if remark else None
+            if remark is None or post is None:
+                raise errors.NotFound("COMMENT_NOT_FOUND")
+            own = request.user_id in (remark.user_id, post.user_id)
+            if not own and (self._gone(remark) or not self.seen(post.post_id, request.user_id)):
                 raise errors.NotFound("COMMENT_NOT_FOUND")
             if not own:
                 raise errors.Forbidden("NOT_OWNER")
@@ -207,7 +231,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         require_fitting(sum(len(item.post_ids) for item in request.items))
         response = pb.BatchGetPostsResponse()
         for item in request.items:
-            entries = filter(None, map(self.visible, item.post_ids))
+            entries = filter(None, (self.seen(post_id, item.viewer_id) for post_id in item.post_ids))
             response.items.add(posts=[self._present(entry, item.viewer_id) for entry in entries])
         return response
 
@@ -246,7 +270,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
     ) -> pb.BatchGetEngagementResponse:
         response = pb.BatchGetEngagementResponse()
         for item in request.items:
-            there = [post_id if self.visible(post_id) else 0 for post_id in item.post_ids]
+            there = [post_id if self.there(post_id) else 0 for post_id in item.post_ids]
             affinities = self._affinities(item.viewer_id)
             response.items.add(
                 likes=[len(self.likes_of(post_id)) for post_id in there],
@@ -271,9 +295,79 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         )
 
     async def ListPostCounts(self, request: pb.ListPostCountsRequest, context: Any) -> pb.ListPostCountsResponse:
-        posts = Counter(e.user_id for e in self.posts.values() if e.post_id >= request.min_post_id and not e.deleted)
+        left = (entry for entry in self.posts.values() if not self._gone(entry))
+        posts = Counter(entry.user_id for entry in left if entry.post_id >= request.min_post_id)
         page = sorted(user_id for user_id in posts if user_id > request.after_user_id)[: request.limit]
         return pb.ListPostCountsResponse(user_ids=page, posts=[posts[user_id] for user_id in page])
+
+    async def ListPostRows(self, request: pb.ListPostRowsRequest, context: Any) -> pb.ListPostRowsResponse:
+        rows = [
+            self._row(entry)
+            for entry in sorted(self.posts.values(), key=lambda entry: -entry.post_id)
+            if entry.user_id in request.author_ids
+            and request.min_post_id <= entry.post_id <= request.max_post_id
+            and not entry.deleted
+        ]
+        return pb.ListPostRowsResponse(rows=rows[: request.limit])
+
+    async def GetPostRows(self, request: pb.GetPostRowsRequest, context: Any) -> pb.GetPostRowsResponse:
+        return pb.GetPostRowsResponse(
+            rows=[self._row(self.posts[post_id]) for post_id in set(request.post_ids) & self.posts.keys()]
+        )
+
+    async def ExportUser(self, request: pb.ExportUserRequest, context: Any) -> AsyncIterator[pb.ExportUserResponse]:
+        records = 0
+        async for record in self._exported(request.user_id):
+            records += 1
+            yield record
+        yield pb.ExportUserResponse(end=pb.ExportEnd(records=records))
+
+    async def _exported(self, user_id: int) -> AsyncIterator[pb.ExportUserResponse]:
+        async for known in self._graph.ExportUser(graph_pb2.ExportUserRequest(user_id=user_id), None):
+            yield pb.ExportUserResponse.FromString(known.SerializeToString())
+        for entry in self.entries():
+            if entry.user_id == user_id:
+                post = pb.ExportedPost(
+                    post_id=entry.post_id,
+                    content=entry.content,
+                    media_url=entry.media_url,
+                    visibility=entry.visibility,
+                    shared_post_id=entry.shared_post_id or 0,
+                    created_at=ids.timestamp(entry.post_id),
+                )
+                yield pb.ExportUserResponse(post=post)
+        for comment_id, remark in sorted(self.comments.items(), reverse=True):
+            if remark.user_id == user_id and not self._gone(remark) and self.there(remark.post_id):
+                comment = pb.ExportedComment(
+                    comment_id=comment_id,
+                    post_id=remark.post_id,
+                    content=remark.content,
+                    created_at=ids.timestamp(comment_id),
+                )
+                yield pb.ExportUserResponse(comment=comment)
+        for (post_id, liker), like_id in sorted(self.likes.items(), key=lambda like: -like[1]):
+            if liker == user_id and self.there(post_id):
+                like = pb.ExportedLike(post_id=post_id, created_at=ids.timestamp(like_id))
+                yield pb.ExportUserResponse(like=like)
+
+    async def CountTraces(self, request: pb.CountTracesRequest, context: Any) -> pb.CountTracesResponse:
+        # What the service clears away in steps is nothing here as soon as the person is gone.
+        posts = (
+            0 if request.user_id in self._graph.erased else sum(e.user_id == request.user_id for e in self.entries())
+        )
+        return pb.CountTracesResponse(traces=[pb.CountTracesResponse.Trace(place="posts", count=posts)])
+
+    def _row(self, entry: Entry) -> pb.PostRow:
+        original = self.posts[entry.original_id]
+        return pb.PostRow(
+            post_id=entry.post_id,
+            author_id=entry.user_id,
+            original_id=original.post_id,
+            deleted=entry.deleted,
+            original_author_id=original.user_id,
+            original_visibility=original.visibility,
+            original_deleted=original.deleted,
+        )
 
     def _acts(self, post_id: int) -> list[tuple[int, int]]:
         """What people did with a post: how much each act weighs, and its id."""
@@ -301,26 +395,39 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
     # The same for all.
 
-    def _add(self, user_id: int, content: str, media_url: str, shared_post_id: int | None) -> Entry:
-        entry = Entry(self._next_id(), user_id, content, media_url, shared_post_id)
+    def _gone(self, written: Entry | Remark) -> bool:
+        """Whether it is deleted, or its writer is erased."""
+        return written.deleted or written.user_id in self._graph.erased
+
+    def _open_to(self, entry: Entry, viewer_id: int) -> bool:
+        """Whether the viewer (0: a stranger) may see what an author wrote or shared; of a share, its original aside."""
+        author = self._graph.people[entry.user_id]
+        if viewer_id == author.user_id:
+            return True
+        if self._graph.separated(viewer_id, author.user_id):
+            return False
+        public = entry.visibility == pb.VISIBILITY_PUBLIC and not author.private
+        return public or (viewer_id, author.user_id) in self._graph.follows
+
+    def _add(self, entry: Entry) -> Entry:
         self.posts[entry.post_id] = entry
         return entry
 
-    def _found(self, post_id: int) -> Entry:
-        entry = self.visible(post_id)
+    def _found(self, post_id: int, viewer_id: int) -> Entry:
+        entry = self.seen(post_id, viewer_id)
         if entry is None:
             raise not_found(post_id)
         return entry
 
-    def _target(self, post_id: int) -> Entry:
+    def _target(self, post_id: int, viewer_id: int) -> Entry:
         """The post that an act on a post goes to: a plain share stands for its original."""
-        return self.posts[self._found(post_id).original_id]
+        return self.posts[self._found(post_id, viewer_id).original_id]
 
     def _plain_shares(self, original_id: int) -> list[Entry]:
         return [e for e in self.entries() if e.original_id == original_id and e.post_id != original_id]
 
     def _present(self, entry: Entry, viewer_id: int, *, nested: bool = False) -> pb.Post:
-        original = self.visible(entry.shared_post_id) if entry.shared_post_id is not None and not nested else None
+        original = None if nested else self.seen(entry.shared_post_id or 0, viewer_id)
         return pb.Post(
             post_id=entry.post_id,
             user_id=entry.user_id,
@@ -328,7 +435,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             content=entry.content,
             media_url=entry.media_url,
             created_at=ids.timestamp(entry.post_id),
-            visibility=pb.VISIBILITY_PUBLIC,
+            visibility=entry.visibility,
             likes=len(self.likes_of(entry.original_id)),
             comments=len(self.comments_of(entry.original_id)),
             shares=len(self.shares_of(entry.original_id)),

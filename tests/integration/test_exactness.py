@@ -24,16 +24,17 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from launch.valkey import Running as Valkey
 from runtime import client, counts, postgres
 from runtime.consumer import Consumer
-from runtime.outbox import EVENT, PARTITIONS, Relay, stream_keys
 from runtime.paging import Cursors
+from runtime.relations import Relations
+from runtime.relay import Relay
+from runtime.streams import EVENT, PARTITIONS, stream_keys
 from services.graph import servicer as graph_service
 from services.graph.store import USER_COUNTS
 from services.post import servicer as post_service
-from services.post.people import People
+from services.post.sight import Sights
 from services.timeline import modes, store
 from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts, get_feeds
-from services.timeline.relations import Relations
 from services.timeline.timelines import home_key
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.serving import serving
@@ -279,7 +280,7 @@ async def world(databases: Databases, valkey: Valkey) -> AsyncIterator[World]:
             serving(lambda s: add_GraphServiceServicer_to_server(graph_servicer, s), services=(graph_service.SERVICE,))
         )
         graph = GraphServiceStub(await enter(client.connect(served.target, graph_service.SERVICE)))
-        post_servicer = post_service.PostServicer(post_pool, People(graph), Cursors(SECRET))
+        post_servicer = post_service.PostServicer(post_pool, Sights(graph), Cursors(SECRET))
         served = await enter(
             serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(post_service.SERVICE,))
         )

@@ -20,7 +20,6 @@ from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceS
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
 from feedmesh.ranking.v1.ranking_pb2_grpc import (
-    RankingServiceServicer,
     RankingServiceStub,
     add_RankingServiceServicer_to_server,
 )
@@ -29,6 +28,7 @@ from launch.valkey import Running as Valkey
 from runtime import client, errors
 from runtime.clock import wall_clock
 from runtime.paging import Cursors
+from runtime.relations import Relations
 from services.graph.servicer import SERVICE as GRAPH
 from services.post.servicer import SERVICE as POST
 from services.ranking.servicer import SERVICE as RANKING
@@ -36,7 +36,6 @@ from services.ranking.servicer import RankingServicer
 from services.timeline import scroll
 from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts, get_feeds
-from services.timeline.relations import Relations
 from services.timeline.servicer import TimelineServicer
 from tests.fakes.databases import Databases
 from tests.fakes.graph import FakeGraph
@@ -314,13 +313,15 @@ async def test_without_the_modes_a_page_is_read_from_postgres_and_says_so(worlds
 
 
 async def test_a_ranking_that_fails_takes_no_feed_with_it(worlds: Worlds) -> None:
-    class Broken(RankingServiceServicer):
+    class Broken(RankingServicer):
         async def BatchRank(self, request: object, context: object) -> NoReturn:
             raise ValueError("a defect")
 
     async with (
         worlds(5) as mesh,
-        serving(lambda s: add_RankingServiceServicer_to_server(Broken(), s), services=(RANKING,)) as ranking,
+        serving(
+            lambda s: add_RankingServiceServicer_to_server(Broken(mesh.parts.post, wall_clock), s), services=(RANKING,)
+        ) as ranking,
         client.connect(ranking.target, RANKING) as channel,
     ):
         post_id = await mesh.post(READER)

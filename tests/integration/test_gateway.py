@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ class Mesh:
 
     likes: Callable[[post_pb2.LikePostRequest], Awaitable[post_pb2.LikePostResponse]] | None = None
     feed: Callable[[timeline_pb2.GetFeedRequest], Awaitable[timeline_pb2.GetFeedResponse]] | None = None
+    export: Callable[[], AsyncIterator[post_pb2.ExportUserResponse]] | None = None
     asked: list[Any] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     deadlines_s: list[float] = field(default_factory=list)
@@ -81,6 +84,22 @@ class Posts(post_pb2_grpc.PostServiceServicer):
             self.mesh.finished += 1
             return answer
         return post_pb2.LikePostResponse(post_id=request.post_id, liked=True, likes=1)
+
+    async def ExportUser(self, request: Any, rpc: Any) -> AsyncIterator[post_pb2.ExportUserResponse]:
+        self.mesh.note(request)
+        if self.mesh.export is None:
+            account = graph_pb2.User(user_id=request.user_id, username="ada", email="ada@example.com")
+            yield post_pb2.ExportUserResponse(account=account)
+            yield post_pb2.ExportUserResponse(post=post_pb2.ExportedPost(post_id=7, content="line\nline"))
+            yield post_pb2.ExportUserResponse(end=post_pb2.ExportEnd(records=2))
+            return
+        try:
+            async for record in self.mesh.export():
+                yield record
+                self.mesh.finished += 1
+        except (asyncio.CancelledError, GeneratorExit):
+            self.mesh.cancelled += 1
+            raise
 
 
 class Graph(graph_pb2_grpc.GraphServiceServicer):
@@ -651,3 +670,228 @@ async def test_a_stop_lets_requests_under_way_end(caplog: pytest.LogCaptureFixtu
     going.set()
     assert (await under_way).status_code == 200
     await holder.__aexit__()
+
+
+# Answers that are streams.
+
+Records = AsyncIterator[post_pb2.ExportUserResponse]
+EXPORT = b"GET /users/1/export HTTP/1.1\r\nHost: x\r\n\r\n"
+LINE = b'{"like":{"post_id":%d,"created_at":null}}\n'
+
+
+def chunk(number: int) -> bytes:
+    """A record of a canned export as it goes over the wire."""
+    line = LINE % number
+    return b"%x\r\n%s\r\n" % (len(line), line)
+
+
+def like(number: int) -> post_pb2.ExportUserResponse:
+    return post_pb2.ExportUserResponse(like=post_pb2.ExportedLike(post_id=number))
+
+
+async def endless() -> Records:
+    while True:
+        yield like(2**53 - 1)
+
+
+async def endless_and_large() -> Records:
+    while True:
+        yield post_pb2.ExportUserResponse(post=post_pb2.ExportedPost(content="a" * 2**16))
+
+
+async def one_and_no_more() -> Records:
+    yield like(1)
+    await asyncio.Event().wait()
+
+
+async def test_a_stream_is_a_line_of_json_a_record(running: Running) -> None:
+    for _ in range(2):  # the second on the same connection
+        response = await running.http.get("/users/5/export", headers={"x-request-id": "abc.1"})
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/x-ndjson"
+        assert response.headers["transfer-encoding"] == "chunked"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-request-id"] == "abc.1"
+        assert "content-length" not in response.headers
+        account, post, end = [json.loads(line) for line in response.content.splitlines()]
+        assert list(account) == ["account"]
+        assert account["account"]["email"] == "ada@example.com"
+        assert (list(post), post["post"]["content"]) == (["post"], "line\nline")
+        assert end == {"end": {"records": 2}}
+    assert running.mesh.request_ids == ["abc.1", "abc.1"]
+    assert running.mesh.deadlines_s[0] > 500
+    text = (await running.http.get("/metrics")).text
+    assert 'http_server_requests_total{method="GET",route="/users/{user_id}/export",status="200"}' in text
+    assert 'duration_seconds_count{method="GET",route="/users/{user_id}/export"}' in text
+
+
+async def test_head_of_a_stream_is_its_head(running: Running) -> None:
+    running.mesh.export = endless
+    head = await running.http.head("/users/5/export")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == "application/x-ndjson"
+    await running.until(lambda: running.mesh.cancelled == 1)
+    assert (await running.http.get("/healthz")).status_code == 200
+    problem_free = await running.http.head("/users/x/export")
+    assert problem_free.status_code == 400
+
+
+async def test_records_are_sent_as_they_come(running: Running) -> None:
+    going = asyncio.Event()
+
+    async def slow() -> Records:
+        yield like(1)
+        await going.wait()
+        yield like(2)
+
+    running.mesh.export = slow
+    reader, writer = await asyncio.open_connection(*running.address)
+    writer.write(EXPORT)
+    async with asyncio.timeout(BOUND_S):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert await reader.readexactly(len(chunk(1))) == chunk(1)
+        going.set()
+        last = chunk(2) + b"0\r\n\r\n"
+        assert await reader.readexactly(len(last)) == last
+    writer.close()
+
+
+async def test_a_stream_that_fails_before_its_first_record_is_a_problem() -> None:
+    async def unknown() -> Records:
+        raise errors.NotFound("USER_NOT_FOUND", "there is no user 1")
+        yield like(1)
+
+    async def broken() -> Records:
+        raise ZeroDivisionError("secret of the house")
+        yield like(1)
+
+    async def silent() -> Records:
+        await asyncio.Event().wait()
+        yield like(1)
+
+    async with gateway(timeout_s=0.3) as running:
+        for export, status, code in (
+            (unknown, 404, "user_not_found"),
+            (broken, 500, "internal"),
+            (silent, 503, "unavailable"),
+        ):
+            running.mesh.export = export
+            problem(await running.http.get("/users/1/export"), status, code)
+        await running.until(lambda: running.mesh.cancelled == 1)
+        asked = len(running.mesh.asked)
+        problem(await running.http.get("/users/0/export"), 400, "invalid_argument")
+        problem(await running.http.get("/users/1/export?limit=1"), 400, "invalid_argument")
+        assert len(running.mesh.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.Unavailable("not now"), 503),
+        (errors.NotFound("USER_NOT_FOUND", "gone meanwhile"), 404),
+        (ZeroDivisionError("secret of the house"), 500),
+    ],
+    ids=str,
+)
+async def test_a_stream_that_fails_in_the_middle_breaks_off(
+    running: Running, error: Exception, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "gateway")
+
+    async def fails() -> Records:
+        yield like(1)
+        raise error
+
+    running.mesh.export = fails
+    received = await running.send(EXPORT)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(chunk(1))
+    assert b"secret" not in received
+    with pytest.raises(httpx.RemoteProtocolError):
+        await running.http.get("/users/1/export")
+    text = (await running.http.get("/metrics")).text
+    assert f'route="/users/{{user_id}}/export",status="{status}"' in text
+    assert "broke off" in caplog.text
+    assert "ASGI" not in caplog.text
+
+
+async def test_a_stream_ends_with_its_client_whether_it_waits_or_sends(running: Running) -> None:
+    for number, export in enumerate((one_and_no_more, endless), start=1):
+        running.mesh.export = export
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(EXPORT)
+        async with asyncio.timeout(BOUND_S):
+            await reader.readuntil(chunk(1) if export is one_and_no_more else chunk(2**53 - 1))
+        writer.close()
+        await running.until(lambda number=number: running.mesh.cancelled == number)  # type: ignore[misc]
+    assert 'route="none",status="499"' in (await running.http.get("/metrics")).text
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.TAKE_S", 0.3)
+    running.mesh.export = endless_and_large
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(running.address) as client_side:
+        client_side.setblocking(False)
+        await loop.sock_sendall(client_side, EXPORT)
+        await running.until(lambda: running.mesh.cancelled == 1)
+        assert running.mesh.finished < 1_000  # no more than the buffers in between hold
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while some := await loop.sock_recv(client_side, 2**16):
+                received = some
+        assert not received.endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_takes_its_time_gets_all_of_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.TAKE_S", 0.5)
+
+    async def many() -> Records:
+        for _ in range(20_000):
+            yield like(2**53 - 1)
+
+    running.mesh.export = many
+    reader, writer = await asyncio.open_connection(*running.address, limit=2**12)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+    writer.write(EXPORT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    received = b""
+    begun = time.monotonic()
+    async with asyncio.timeout(60):
+        while some := await reader.read(2**14):
+            received += some
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - begun > 0.5
+    assert received.endswith(b"0\r\n\r\n")
+    assert received.count(b'"like"') == 20_000
+
+
+async def test_a_stream_is_under_way_to_its_end_and_not_bound_by_the_time_of_a_request() -> None:
+    async with gateway(timeout_s=1.0, max_requests=1) as running:
+        going = asyncio.Event()
+
+        async def slow() -> Records:
+            for number in range(5):
+                yield like(number)
+                await asyncio.sleep(0.3)
+            await going.wait()
+
+        running.mesh.export = slow
+        begun = time.monotonic()
+        under_way = asyncio.create_task(running.http.get("/users/1/export"))
+        await running.until(lambda: running.mesh.finished == 5)
+        problem(await running.http.get("/feed?user_id=1"), 503, "unavailable")
+        going.set()
+        assert len((await under_way).content.splitlines()) == 5
+        assert time.monotonic() - begun > 1.0
+        assert (await running.http.get("/feed?user_id=1")).status_code == 200
+
+
+async def test_a_stream_has_a_bound_of_its_own(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.app.MAX_STREAM_S", 0.4)
+    running.mesh.export = endless
+    begun = time.monotonic()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await running.http.get("/users/1/export")
+    assert 0.3 < time.monotonic() - begun < 5
+    await running.until(lambda: running.mesh.cancelled == 1)
+    assert (await running.http.get("/healthz")).status_code == 200

@@ -20,7 +20,7 @@ def request(content: str = "words", key: str = "key") -> pb.CreatePostRequest:
 
 
 async def publish(connection: Connection) -> pb.CreatePostResponse:
-    post_id = await store.insert_post(connection, ACTOR, "words", "", None)
+    post_id = await store.insert_post(connection, ACTOR, "words", "", visibility=pb.VISIBILITY_PUBLIC)
     return pb.CreatePostResponse(post=pb.Post(post_id=post_id))
 
 

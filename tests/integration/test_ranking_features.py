@@ -22,9 +22,10 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from launch.valkey import Running
-from runtime import errors, members, outbox, redis
+from runtime import errors, members, redis, streams
 from runtime.clock import wall_clock
 from runtime.process import Process
+from runtime.relay import Relay
 from services.ranking import __main__ as main
 from services.ranking import follow
 from services.ranking.columns import NOTHING, Columns
@@ -80,7 +81,7 @@ class World:
     """People and posts, and ranking that remembers them."""
 
     client: Redis
-    relay: outbox.Relay
+    relay: Relay
     post: Watched
     people: list[int]
     memory: Memory = field(default_factory=Memory)
@@ -166,7 +167,7 @@ async def world(post_service: RealPostService, valkey: Running) -> AsyncIterator
     """Three people, and a post of each that the next one likes."""
     async with redis.connect(redis.RedisSettings(redis_url=valkey.url)) as client:
         await client.flushall()
-        relay = outbox.Relay(post_service.pool, client, follow.TOPIC, ("timeline",), 60)
+        relay = Relay(post_service.pool, client, follow.TOPIC, ("timeline",), 60)
         people = [
             (await post_service.graph.CreateUser(request)).user.user_id
             for name in ("ada", "bob", "cyd")
@@ -235,7 +236,7 @@ async def test_events_may_come_twice_and_in_any_order(world: World) -> None:
         await world.comment(0, post_id)
     await world.publish()
     chance = random.Random(1)
-    for key in outbox.stream_keys(follow.TOPIC):
+    for key in streams.stream_keys(follow.TOPIC):
         entries: Any = await world.client.xrange(key)
         again = [fields for _, fields in entries] * 2
         chance.shuffle(again)
@@ -276,7 +277,7 @@ async def test_lost_events_are_noticed(world: World) -> None:
     await world.settle()
     await world.like(2, world.posts[0][0])
     await world.publish()
-    for key in outbox.stream_keys(follow.TOPIC):
+    for key in streams.stream_keys(follow.TOPIC):
         await world.client.xtrim(key, maxlen=0, approximate=False)
     pages = world.post.pages
     await world.follow()

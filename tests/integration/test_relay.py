@@ -23,8 +23,9 @@ from feedmesh.event.v1 import event_pb2
 from launch import valkey as embedded
 from launch.valkey import Running
 from runtime import epochs, metrics, outbox, postgres, redis
-from runtime.outbox import EVENT, PARTITIONS, Relay, stream_keys
 from runtime.postgres import Pool
+from runtime.relay import KEEP_MS, MAX_ENTRIES, Relay
+from runtime.streams import EVENT, PARTITIONS, create_group, stream_keys
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.poll import until
 
@@ -262,7 +263,7 @@ async def test_trimming_takes_what_all_have_acknowledged_and_nothing_else(
     async with trimmed_exactly(tmp_path) as client:
         relay = await begin(pool, client)
         now, _ = await client.time()
-        old, young = now * 1000 - outbox.KEEP_MS - 60_000, now * 1000 - outbox.KEEP_MS + 60_000
+        old, young = now * 1000 - KEEP_MS - 60_000, now * 1000 - KEEP_MS + 60_000
         for ms in (old, young):
             for number in range(100):
                 await client.xadd(key, {EVENT: b""}, id=f"{ms + number // 3}-{number % 3}")
@@ -310,7 +311,7 @@ async def test_a_group_that_is_not_there_yet_gets_all_there_is(pool: Pool, tmp_p
 
 async def test_a_group_that_nobody_named_holds_its_entries_too(pool: Pool, tmp_path: Path) -> None:
     async with trimmed_exactly(tmp_path) as client:
-        await outbox.create_group(client, KEYS[0], "someone's")
+        await create_group(client, KEYS[0], "someone's")
         await client.xadd(KEYS[0], {EVENT: b""}, id="1-0")
         relay = await begin(pool, client, ("one",))
         await read(client, "one")
@@ -322,7 +323,7 @@ async def test_a_group_that_nobody_named_holds_its_entries_too(pool: Pool, tmp_p
 
 
 async def test_streams_stay_short_while_events_flow(pool: Pool, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "KEEP_MS", -60_000)
+    monkeypatch.setattr("runtime.relay.KEEP_MS", -60_000)
     relay = await begin(pool, client)
     for first in range(0, 4000, 1000):
         await write(pool, 1000, first)
@@ -337,8 +338,8 @@ async def test_streams_stay_short_while_events_flow(pool: Pool, client: Redis, m
 async def test_it_pauses_while_a_group_lags_too_far_and_goes_on(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "KEEP_MS", -60_000)
-    monkeypatch.setattr(outbox, "MAX_ENTRIES", 50)
+    monkeypatch.setattr("runtime.relay.KEEP_MS", -60_000)
+    monkeypatch.setattr("runtime.relay.MAX_ENTRIES", 50)
     paused = metrics.RELAY_PAUSED.labels(TOPIC)
     async with trimmed_exactly(tmp_path) as client:
         relay = await begin(pool, client)
@@ -388,7 +389,7 @@ async def test_pruning_takes_what_was_published_longer_ago_than_is_promised(pool
 
 
 async def test_pruning_takes_all_there_is_by_and_by(pool: Pool, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "PRUNE_BATCH", 2)
+    monkeypatch.setattr("runtime.relay.PRUNE_BATCH", 2)
     relay = await begin(pool, client)
     for number in range(5):
         await put(pool, number, minutes=120, published_minutes=120)
@@ -400,7 +401,7 @@ async def test_what_redis_may_have_lost_is_not_pruned_before_it_is_published_aga
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis is away for longer than events are kept."""
-    monkeypatch.setattr(outbox, "BATCH", 2)
+    monkeypatch.setattr("runtime.relay.BATCH", 2)
     async with breakable(tmp_path) as (server, client):
         relay = await begin(pool, client)
         server.kill()
@@ -449,7 +450,7 @@ LOSSES = [flush, restart, restore]
 async def test_after_a_loss_every_event_of_the_window_comes_to_every_group(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Lose
 ) -> None:
-    monkeypatch.setattr(outbox, "BATCH", 50)
+    monkeypatch.setattr("runtime.relay.BATCH", 50)
     republished = metrics.OUTBOX_REPUBLISHED.labels(TOPIC)
     async with breakable(tmp_path) as (server, client):
         relays = [await begin(pool, client), await begin(pool, client)]
@@ -488,7 +489,7 @@ async def test_after_a_loss_every_event_of_the_window_comes_to_every_group(
 async def test_one_that_dies_while_it_publishes_again_leaves_the_rest_to_the_next(
     pool: Pool, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "BATCH", 10)
+    monkeypatch.setattr("runtime.relay.BATCH", 10)
     relay = await begin(pool, client)
     event_ids = await write(pool, 35)
     await settle(relay)
@@ -540,11 +541,56 @@ async def test_what_redis_lost_is_published_again_whatever_the_clock_did(pool: P
     assert [event.user_created.user_id for _, event in await entries(client)] == [1]
 
 
+# Publishing again calmly.
+
+
+async def asked(client: Redis) -> int:
+    """How often Redis was asked for a stream's groups."""
+    stats: Any = await client.info("commandstats")
+    return int(stats.get("cmdstat_xinfo|groups", {}).get("calls", 0))
+
+
+async def test_where_nothing_is_to_be_published_again_redis_is_not_asked(pool: Pool, client: Redis) -> None:
+    relay = await begin(pool, client)
+    await write(pool, 10)
+    await settle(relay)
+    before = await asked(client)
+    assert await relay.republish_calmly() is False
+    assert await asked(client) == before
+    # What counts does count.
+    await relay.tend()
+    assert await asked(client) == before + PARTITIONS
+
+
+async def test_old_events_come_again_only_while_every_group_has_room(
+    pool: Pool, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.relay.CALM_S", 0.001)
+    relay = await begin(pool, client)
+    event_ids = await write(pool, 1100)
+    await settle(relay)
+    await client.flushall()
+    await relay.detect()
+    # The streams and their groups are not there again yet.
+    assert await relay.republish_calmly() is True
+    assert await entries(client) == []
+    await relay.tend()
+    seen: dict[str, set[int]] = {group: set() for group in GROUPS}
+    for count in (500, 1000, 1100):
+        # A batch, and no more until the slowest has caught up.
+        for _ in range(3):
+            assert await relay.republish_calmly() is (count < 1100)
+            assert len(await entries(client)) == count
+            seen["one"].update(await read(client, "one"))
+        seen["two"].update(await read(client, "two"))
+    assert seen == {group: set(event_ids) for group in GROUPS}
+
+
 # A Redis that cannot be used.
 
 
 async def test_while_redis_is_full_events_wait(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "KEEP_MS", -60_000)
+    monkeypatch.setattr("runtime.relay.KEEP_MS", -60_000)
     async with breakable(tmp_path) as (_, client):
         relay = await begin(pool, client)
         event_ids = await write(pool, 500)
@@ -655,6 +701,14 @@ async def test_once_publishes_all_there_is_and_ends(dsn: str, pool: Pool, tmp_pa
         assert await run_once(dsn, server.url) == (0, [])
         assert await published(client) == Counter(event_ids)
         assert len(await left(pool)) == 1200
+        # With a stream that is too long nothing is published, and it says so.
+        late = await write(pool, 1, first=1200)
+        for _ in range(MAX_ENTRIES // 1000):
+            async with client.pipeline(transaction=False) as pipeline:
+                for _ in range(1000):
+                    pipeline.xadd(KEYS[0], {EVENT: b""})
+                await pipeline.execute()
+        assert (await run_once(dsn, server.url), await unpublished(pool)) == ((1, []), len(late))
         assert await read(client, "timeline") != []
         await client.config_set("maxmemory-policy", "allkeys-random")
         code, lines = await run_once(dsn, server.url)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from launch import valkey as embedded
@@ -49,8 +51,38 @@ def test_what_kind_of_server_can_never_be_used(changes: dict[str, object], reaso
     [(10**9, 0, False), (0, 100, False), (97, 100, False), (98, 100, True), (100, 100, True), (150, 100, True)],
 )
 def test_when_a_server_is_full(used: int, most: int, full: bool) -> None:
-    reason = redis.full(dataclasses.replace(FIT, used_bytes=used, max_bytes=most))
-    assert reason == (f"Redis is full: {used} of {most} bytes" if full else None)
+    server = dataclasses.replace(FIT, used_bytes=used, max_bytes=most)
+    assert redis.full(server) == (f"Redis is full: {used} of {most} bytes" if full else None)
+    # It makes room.
+    assert redis.full(dataclasses.replace(server, eviction="volatile-lru")) is None
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "random", "ttl"])
+async def test_what_has_no_time_to_live_is_never_evicted(tmp_path: Path, policy: str) -> None:
+    """As events and epochs have none: what has one goes, and when that is gone, writes are refused."""
+    with embedded.running(tmp_path) as server:
+        async with redis.connect(settings(server)) as client:
+            await client.config_set("maxmemory-policy", f"volatile-{policy}")
+            await client.config_set("maxmemory", (await redis.look(client)).used_bytes + 4_000_000)
+            await client.set("marker", "1")
+            for number in range(100):
+                await client.xadd("events", {"event": number})
+            # Twice as much as there is room for, while the others are what was used longest ago.
+            for number in range(800):
+                await client.set(f"list{number}", "x" * 10_000, ex=1000 + number)
+            assert 0 < await client.dbsize() - 2 < 600
+            assert (await client.get("marker"), await client.xlen("events")) == (b"1", 100)
+            with pytest.raises(OutOfMemoryError):
+                await fill(client)
+            assert (await client.get("marker"), await client.dbsize()) == (b"1", 2)
+            assert await client.xlen("events") > 100
+            assert redis.full(await redis.look(client)) is None
+
+
+async def fill(client: Redis) -> None:
+    """More events than there is room for."""
+    for _ in range(800):
+        await client.xadd("events", {"event": "x" * 10_000})
 
 
 async def test_a_server_says_what_it_is(tmp_path: Path) -> None:

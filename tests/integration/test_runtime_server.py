@@ -7,8 +7,8 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from runtime import client, config, context, errors, logs, process, server
-from runtime.interceptors import DEFAULT_DEADLINE_S
+from runtime.interceptors import DEFAULT_DEADLINE_S, MAX_STREAM_S
 from tests.contract.expect import refusal
 from tests.fakes.graph import FakeGraph
 from tests.fakes.poll import until
@@ -48,6 +48,9 @@ class Graph(FakeGraph):
     request_ids: list[str] = field(default_factory=list)
     remaining_s: list[float] = field(default_factory=list)
     cancelled: int = 0
+    name_length: int = 1
+    yielded: int = 0
+    closed: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -69,6 +72,19 @@ class Graph(FakeGraph):
     async def CreateUser(self, request: pb.CreateUserRequest, context: Any) -> pb.CreateUserResponse:
         await self.note()
         return pb.CreateUserResponse()
+
+    async def ExportUser(
+        self, request: pb.ExportUserRequest, context: Any
+    ) -> AsyncGenerator[pb.ExportUserResponse, None]:
+        """As many ties as the user's id says, `act` before each of them and before the end."""
+        await self.note()
+        try:
+            for number in range(request.user_id):
+                yield pb.ExportUserResponse(tie=pb.Tie(user_id=number, username="x" * self.name_length))
+                self.yielded += 1
+                await self.act()
+        finally:
+            self.closed += 1
 
 
 async def nothing() -> None:
@@ -386,6 +402,142 @@ async def test_calls_over_the_bound_are_refused_at_once_and_those_under_way_end_
         for call in under_way:
             assert (await call).user.user_id == 1
         assert graph.calls == len(under_way)
+
+
+# Answers that are streams.
+
+
+def export(here: Running, count: int = 3, **options: Any) -> AsyncGenerator[pb.ExportUserResponse, None]:
+    """A call that streams so many messages."""
+    call: Any = here.stub.ExportUser
+    stream: AsyncGenerator[pb.ExportUserResponse, None] = call(pb.ExportUserRequest(user_id=count), **options)
+    return stream
+
+
+def exports(code: str, side: str = "server") -> float:
+    return sample(f"grpc_{side}_handled_total", grpc_type="server_streaming", grpc_method="ExportUser", grpc_code=code)
+
+
+async def test_a_stream_carries_id_and_deadline_and_is_counted_at_both_ends() -> None:
+    graph = Graph(nothing)
+    before = exports("OK"), exports("OK", "client")
+    async with running(graph) as here:
+        context.request_id.set("the-callers-own")
+        assert [record.tie.user_id async for record in export(here)] == [0, 1, 2]
+        context.deadline.set(time.monotonic() + 0.5)
+        assert [record async for record in export(here, 1)]
+        async with grpc.aio.insecure_channel(here.served.target) as bare:
+            call: Any = GraphServiceStub(bare).ExportUser(pb.ExportUserRequest(user_id=1))
+            assert len([record async for record in call]) == 1
+    assert graph.request_ids[:2] == ["the-callers-own", "the-callers-own"]
+    assert graph.request_ids[2] not in ("", "the-callers-own")
+    unasked, carried, bare_s = graph.remaining_s
+    assert MAX_STREAM_S - 5 < unasked <= MAX_STREAM_S
+    assert 0 < carried <= 0.5 + ROUNDING_S
+    assert MAX_STREAM_S - 5 < bare_s <= MAX_STREAM_S
+    assert (exports("OK"), exports("OK", "client")) == (before[0] + 3, before[1] + 2)
+    assert graph.closed == 3
+
+
+async def test_what_a_stream_raises_arrives_as_it_was_before_its_first_message_and_after_it() -> None:
+    async def fail() -> None:
+        if graph.yielded or not here_now:
+            raise errors.NotFound("USER_NOT_FOUND", "there is no user 1")
+
+    graph, here_now = Graph(fail), False
+    async with running(graph) as here:
+        with refusal(errors.NotFound, "USER_NOT_FOUND"):
+            await anext(export(here))
+        here_now = True
+        stream = export(here)
+        assert (await anext(stream)).tie.user_id == 0
+        with refusal(errors.NotFound, "USER_NOT_FOUND"):
+            await anext(stream)
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "user_id"):
+            await anext(export(here, 0))
+    assert graph.calls == 2
+
+
+async def test_a_defect_in_the_middle_of_a_stream_is_internal_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        if graph.yielded:
+            raise ValueError("a secret of the inside")
+
+    graph = Graph(fail)
+    internal = exports("INTERNAL")
+    async with running(graph) as here:
+        with refusal(errors.Error, "INTERNAL"):
+            async for record in export(here):
+                assert record.tie.user_id == 0
+    assert "a secret of the inside" in caplog.text
+    assert exports("INTERNAL") == internal + 1
+    assert graph.closed == 1
+
+
+async def test_a_stream_is_not_tried_again() -> None:
+    async def fail() -> None:
+        raise errors.Unavailable("not now")
+
+    graph = Graph(fail)
+    async with running(graph) as here:
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await anext(export(here))
+    assert graph.calls == 1
+
+
+async def test_a_stream_ends_at_its_deadline() -> None:
+    async def hang() -> None:
+        if graph.yielded:
+            await asyncio.Event().wait()
+
+    graph = Graph(hang)
+    async with running(graph) as here:
+        stream = export(here, timeout=0.2)
+        await anext(stream)
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await anext(stream)
+        await until(lambda: graph.closed == 1)
+        context.deadline.set(time.monotonic())
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await anext(export(here))
+
+
+async def test_no_more_of_a_stream_is_made_than_is_taken_and_it_ends_with_its_client() -> None:
+    graph = Graph(nothing, name_length=100_000)
+    cancelled = exports("CANCELLED"), exports("CANCELLED", "client")
+    async with running(graph) as here, aclosing(export(here, 10_000)) as stream:
+        for number in range(5):
+            assert (await anext(stream)).tie.user_id == number
+        made = -1
+        while made != graph.yielded:  # until the buffers in between are full
+            made = graph.yielded
+            await asyncio.sleep(0.2)
+        assert made < 1_000
+        # It stands in the middle of sending, where a generator that gRPC iterates would be left behind.
+        assert graph.closed == 0
+        await stream.aclose()
+        await until(lambda: graph.closed == 1)
+        await until(lambda: exports("CANCELLED") == cancelled[0] + 1)
+    assert exports("CANCELLED", "client") == cancelled[1] + 1
+
+
+async def test_a_drain_cuts_a_stream_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DRAIN_S", 0.1)
+
+    async def hang() -> None:
+        if graph.yielded:
+            await asyncio.Event().wait()
+
+    graph = Graph(hang)
+    async with running(graph) as here:
+        stream = export(here)
+        await anext(stream)
+        await asyncio.wait_for(here.served.stop(), 5)
+        with refusal(errors.Unavailable, "UNAVAILABLE"):
+            await anext(stream)
+        await until(lambda: graph.closed == 1)
 
 
 # Health, reflection, metrics.

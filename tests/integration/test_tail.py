@@ -12,10 +12,10 @@ from redis.exceptions import RedisError
 
 from feedmesh.event.v1 import event_pb2
 from launch.valkey import Running
-from runtime import epochs, metrics, outbox, redis, tail
+from runtime import epochs, metrics, redis, streams, tail
 
 TOPIC = "test"
-KEYS = outbox.stream_keys(TOPIC)
+KEYS = streams.stream_keys(TOPIC)
 MARKER = b"mesh:1"
 
 
@@ -33,7 +33,7 @@ async def publish(client: Redis, *event_ids: int) -> None:
     async with client.pipeline(transaction=False) as pipeline:
         for event_id in event_ids:
             event = event_pb2.Event(event_id=event_id).SerializeToString()
-            pipeline.xadd(outbox.stream_key(TOPIC, event_id % outbox.PARTITIONS), {outbox.EVENT: event})
+            pipeline.xadd(streams.stream_key(TOPIC, event_id % streams.PARTITIONS), {streams.EVENT: event})
         await pipeline.execute()
 
 
@@ -70,7 +70,7 @@ async def test_a_long_stream_is_read_in_bounded_steps(client: Redis) -> None:
 async def test_entries_that_are_no_event_are_left_out_and_counted(client: Redis) -> None:
     unreadable = metrics.TAIL_UNREADABLE.labels(TOPIC)._value.get()
     position = await tail.begin(client, TOPIC)
-    await client.xadd(KEYS[0], {outbox.EVENT: b"\xff\xff"})
+    await client.xadd(KEYS[0], {streams.EVENT: b"\xff\xff"})
     await client.xadd(KEYS[0], {b"other": b"field"})
     await publish(client, 4)
     seen, _ = await read(client, position)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 import pytest_asyncio
@@ -21,19 +21,27 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
+from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
+from feedmesh.timeline.v1 import timeline_pb2
+from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_TimelineServiceServicer_to_server
 from launch.valkey import Running as Valkey
-from runtime import client, consumer, postgres
+from runtime import client, consumer, members, postgres
+from runtime.clock import wall_clock
 from runtime.consumer import Consumer
-from runtime.outbox import EVENT, PARTITIONS, create_group, stream_key
 from runtime.paging import Cursors
+from runtime.relations import Relations
+from runtime.streams import EVENT, PARTITIONS, create_group, groups_of, stream_key
 from services.graph import servicer as graph_service
 from services.graph import upkeep as graph_upkeep
 from services.post import servicer as post_service
-from services.post.people import People
+from services.post.sight import Sights
+from services.ranking import servicer as ranking_service
 from services.timeline import admin, modes, store
+from services.timeline import servicer as timeline_service
 from services.timeline.deliver import Fanout
 from services.timeline.fanout import GROUP
-from services.timeline.timelines import author_key
+from services.timeline.feed import Parts
+from services.timeline.timelines import author_key, home_key
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.serving import serving
 from tests.integration.timeline_stores import TimelineStores, timeline_stores
@@ -41,6 +49,7 @@ from tests.integration.timeline_stores import TimelineStores, timeline_stores
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
+    from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a secret of at least 32 characters"
@@ -62,11 +71,11 @@ class Ended(NamedTuple):
     err: str
 
 
-async def command(told: dict[str, str], *arguments: str) -> Ended:
+async def command(told: dict[str, str], *arguments: str, module: str = "services.timeline.admin") -> Ended:
     """Runs a command to its end."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEEDMESH_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.timeline.admin", *arguments),
+        *(sys.executable, "-m", module, *arguments),
         cwd=ROOT,
         env=inherited | {f"FEEDMESH_{name}": value for name, value in told.items()},
         stdout=asyncio.subprocess.PIPE,
@@ -80,12 +89,18 @@ async def command(told: dict[str, str], *arguments: str) -> Ended:
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 
+def without(told: dict[str, str], name: str) -> dict[str, str]:
+    """What a process is told that does not take one of the settings."""
+    return {each: value for each, value in told.items() if each != name}
+
+
 @dataclass
 class Operated:
-    """A mesh without readers, and what its operator's commands are told."""
+    """A mesh, and what its operator's commands are told."""
 
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
+    timeline: TimelineServiceAsyncStub
     graph_pool: postgres.Pool
     stores: TimelineStores
     fanout: Fanout
@@ -125,6 +140,11 @@ class Operated:
         self.posts[author] = self.posts.get(author, 0) + 1
         return created.post.post_id
 
+    async def read(self, reader: int) -> list[int]:
+        """A reader's feed."""
+        request = timeline_pb2.GetFeedRequest(user_id=reader, order=timeline_pb2.FEED_ORDER_LATEST)
+        return [post.post_id for post in (await self.timeline.GetFeed(request)).posts]
+
     def followers(self, author: int) -> int:
         """How many follow somebody."""
         return sum(followee == author for _, followee in self.follows)
@@ -159,19 +179,38 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Operated]:
             serving(lambda s: add_GraphServiceServicer_to_server(graph_servicer, s), services=(graph_service.SERVICE,))
         )
         graph = GraphServiceStub(await enter(client.connect(graph_at.target, graph_service.SERVICE)))
-        post_servicer = post_service.PostServicer(post_pool, People(graph), Cursors(SECRET))
+        post_servicer = post_service.PostServicer(post_pool, Sights(graph), Cursors(SECRET))
         post_at = await enter(
             serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(post_service.SERVICE,))
         )
         post = PostServiceStub(await enter(client.connect(post_at.target, post_service.SERVICE)))
+        ranking_servicer = ranking_service.RankingServicer(post, wall_clock)
+        ranking_at = await enter(
+            serving(
+                lambda s: add_RankingServiceServicer_to_server(ranking_servicer, s),
+                services=(ranking_service.SERVICE,),
+            )
+        )
+        ranking = RankingServiceStub(await enter(client.connect(ranking_at.target, ranking_service.SERVICE)))
+        parts = Parts(Relations(graph), Cursors(SECRET), await stores.sources(post), graph, post, ranking)
+        timeline_servicer = timeline_service.TimelineServicer(parts)
+        timeline_at = await enter(
+            serving(
+                lambda s: add_TimelineServiceServicer_to_server(timeline_servicer, s),
+                services=(timeline_service.SERVICE,),
+            )
+        )
+        timeline = TimelineServiceStub(await enter(client.connect(timeline_at.target, timeline_service.SERVICE)))
         told = {
             "POSTGRES_DSN": dsn_of(stores.pool),
             "REDIS_URL": stores.url,
             "GRAPH_TARGET": graph_at.target,
             "POST_TARGET": post_at.target,
+            "TIMELINE_TARGET": timeline_at.target,
             "PUSH_MAX_FOLLOWERS": str(SETTING),
         }
-        yield Operated(graph, post, graph_pool, stores, await stores.fanout(graph, post, limit=SETTING), told)
+        fanout = await stores.fanout(graph, post, limit=SETTING)
+        yield Operated(graph, post, timeline, graph_pool, stores, fanout, told)
 
 
 @pytest.fixture(autouse=True)
@@ -281,6 +320,111 @@ async def test_a_dry_run_without_anybody_and_without_a_post_in_its_days(mesh: Op
     assert "-" in await mesh.admin("limit", "0", "--dry-run")
 
 
+# Timelines.
+
+
+async def test_timelines_are_dropped_and_built_anew_by_the_next_reads(mesh: Operated) -> None:
+    await mesh.join(3)
+    reader, author, other = mesh.people
+    await mesh.follow(reader, author)
+    written = [await mesh.write(author) for _ in range(3)]
+    feeds = {each: await mesh.read(each) for each in mesh.people}
+    assert feeds == {reader: written[::-1], author: written[::-1], other: []}
+    await mesh.stores.timelines.create(author_key(author), 1)
+    stores = mesh.stores.client
+    await stores.lpush(home_key(reader), members.pack([(written[0] + 1, author, written[0] + 1)]))
+    held = await stores.dbsize()
+
+    assert await mesh.admin("rebuild", str(author)) == "2 timelines dropped; the next reads build them anew\n"
+    assert await mesh.admin("rebuild", str(author)) == "0 timelines dropped; the next reads build them anew\n"
+    assert await mesh.admin("rebuild", "--all") == "2 timelines dropped; the next reads build them anew\n"
+    assert await stores.dbsize() == held - 4, "and nothing else"
+    assert {each: await mesh.read(each) for each in mesh.people} == feeds
+    timeline = await mesh.stores.timelines.read(home_key(reader))
+    assert timeline is not None
+    assert timeline.rows[:, 0].tolist() == written[::-1]
+
+
+async def test_all_timelines_are_dropped_however_many_there_are(
+    mesh: Operated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "PAUSE_S", 0.0)
+    for user in range(1, 1000):
+        await mesh.stores.timelines.create(home_key(user), 1)
+    assert await admin.drop_all(mesh.stores.timelines) == 999
+
+
+async def test_why_a_post_is_in_a_feed_or_is_not_is_explained(mesh: Operated) -> None:
+    await mesh.join(3)
+    reader, author, stranger = mesh.people
+    await mesh.follow(reader, author)
+    post_id, hidden = await mesh.write(author), await mesh.write(stranger)
+    aim = await mesh.write(stranger)
+    shared = (await mesh.post.SharePost(post_pb2.SharePostRequest(user_id=author, post_id=aim))).post.post_id
+    await mesh.read(reader)
+    found = await mesh.figures("explain", str(reader), str(post_id))
+    assert found.pop("rank")["score"] > 0
+    assert found == {
+        "post_id": post_id,
+        "in_feed": True,
+        "filter": None,
+        "source": "pushed",
+        "place_id": post_id,
+        "shared_by": [],
+        "degraded": [],
+    }
+    lines = (await mesh.admin("explain", str(reader), str(shared))).splitlines()
+    assert [line.split()[0] for line in lines] == ["post", "in", "comes", "place", "shared", "score"]
+    assert f"the original of the share {shared}" in lines[0]
+    assert str(shared) in lines[3]
+    assert "person1" in lines[4]
+    lines = (await mesh.admin("explain", str(reader), str(hidden))).splitlines()
+    assert lines[1:] == [
+        "in the feed  no",
+        f"kept out     not_followed{' ' * (len(str(hidden)) - 12)}  "
+        "the viewer follows neither the author nor anybody who shared it",
+    ]
+    assert (await mesh.figures("explain", str(reader), str(hidden)))["rank"] is None
+
+    await mesh.graph.Block(graph_pb2.BlockRequest(user_id=stranger, target_id=reader))
+    ended = await command(mesh.told, "explain", str(reader), str(hidden))
+    assert ended == Ended(1, "", f"there is no post {hidden}\n")
+    ended = await command(mesh.told, "explain", "1", str(hidden))
+    assert ended == Ended(1, "", "there is no user 1\n")
+
+
+# A worker with --once.
+
+
+async def test_the_auditor_audits_every_feed_once_and_ends(mesh: Operated) -> None:
+    await mesh.join(3)
+    reader, author, other = mesh.people
+    await mesh.follow(reader, author)
+    written = [await mesh.write(author) for _ in range(3)]
+    for each in (reader, other):
+        await mesh.read(each)
+    before = sorted(await mesh.stores.client.lrange(home_key(reader), 0, -1))
+    await mesh.stores.client.lrem(home_key(reader), 0, cast(Any, members.pack([(written[1], author, written[1])])))
+    told = without(mesh.told, "PUSH_MAX_FOLLOWERS") | {"AUDIT_SETTLE_S": "0"}
+    for finds in (1, 0):
+        ended = await command(told, "--once", module="services.timeline.auditor")
+        assert ended.code == 0, ended
+        found = [json.loads(line) for line in ended.out.splitlines() if "a feed differs" in line]
+        assert [(line["viewer_id"], line["feed_missing"]) for line in found] == [(reader, [written[1]])] * finds
+    assert sorted(await mesh.stores.client.lrange(home_key(reader), 0, -1)) == before
+
+
+async def test_a_worker_that_comes_before_any_relay_does_what_there_is_and_ends(mesh: Operated) -> None:
+    await mesh.join(1)
+    unfollowed = event_pb2.FollowChanged(follower_id=1, following_id=mesh.people[0])
+    event = event_pb2.Event(event_id=1, follow_changed=unfollowed).SerializeToString()
+    await mesh.stores.client.xadd(stream_key("graph", 1), {EVENT: event})
+    ended = await command(without(mesh.told, "TIMELINE_TARGET"), "--once", module="services.timeline.fanout")
+    assert ended.code == 0, ended
+    [group] = await groups_of(mesh.stores.client, stream_key("graph", 1))
+    assert (group.name, group.pending, group.lag) == (GROUP, 0, 0)
+
+
 # Dead letters.
 
 
@@ -383,6 +527,12 @@ async def test_a_dead_letter_that_is_not_there(mesh: Operated) -> None:
         ("dead-letters retry", "required"),
         ("dead-letters drop post.2/1-0 --all", "not allowed"),
         ("dead-letters list --topic people", "invalid choice"),
+        ("rebuild", "required"),
+        ("rebuild 5 --all", "not allowed"),
+        ("rebuild me", "must be an id"),
+        ("rebuild 9007199254740992", "must be an id"),
+        ("explain 5", "required: POST_ID"),
+        ("explain 5 0", "must be an id"),
     ],
 )
 def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: str, why: str) -> None:
@@ -420,6 +570,8 @@ async def test_a_connection_string_that_is_none_is_not_shown() -> None:
         ("limit", "FEEDMESH_POSTGRES_DSN: "),
         ("limit 5", "FEEDMESH_POSTGRES_DSN: "),
         ("dead-letters list", "FEEDMESH_REDIS_URL: "),
+        ("rebuild 5", "FEEDMESH_REDIS_URL: "),
+        ("rebuild --all", "FEEDMESH_REDIS_URL: "),
     ],
 )
 async def test_a_store_that_cannot_be_reached_is_one_line(arguments: str, says: str) -> None:
@@ -434,3 +586,10 @@ async def test_a_service_that_cannot_be_reached_is_one_line(mesh: Operated) -> N
         ended = await command(mesh.told | {target: "127.0.0.1:1"}, "limit", "5", "--dry-run")
         assert (ended.code, ended.out) == (1, "")
         assert ended.err == f"{name} cannot be reached, is too slow or is full\n"
+    ended = await command(mesh.told | {"TIMELINE_TARGET": "127.0.0.1:1"}, "explain", "1", "1")
+    assert ended == Ended(1, "", "TimelineService cannot be reached, is too slow or is full\n")
+
+
+async def test_only_explaining_needs_the_timeline_service() -> None:
+    ended = await command(NOWHERE, "explain", "1", "1")
+    assert ended == Ended(2, "", "FEEDMESH_TIMELINE_TARGET: Field required\n")

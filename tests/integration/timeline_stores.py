@@ -31,6 +31,7 @@ class TimelineStores:
     """The stores, and the parts of the service that use them."""
 
     url: str
+    dsn: str
     client: Redis
     """One that is not guarded."""
     pool: postgres.Pool
@@ -65,7 +66,7 @@ async def timeline_stores(
         redis.connect(settings(valkey.url), timeout_s=5) as client,
     ):
         await client.flushall()
-        yield TimelineStores(valkey.url, client, pool, Timelines(client, ACTIVE_S, cap, slack), stack)
+        yield TimelineStores(valkey.url, dsn, client, pool, Timelines(client, ACTIVE_S, cap, slack), stack)
 
 
 def settings(url: str) -> redis.RedisSettings:

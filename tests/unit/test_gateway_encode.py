@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 import pytest
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, struct_pb2
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
-from gateway.encode import Encoder, compiled, enum_names, timestamp
+from gateway.encode import Encoder, choice, compiled, enum_names, timestamp
 
 text = st.text(st.characters(codec="utf-8"), max_size=40)
 ids = st.integers(0, 2**63 - 1)
@@ -104,7 +105,44 @@ def test_the_response_body_is_the_field_alone() -> None:
         "created_at": None,
         "followers": 0,
         "following": 0,
+        "private": False,
     }
+
+
+@pytest.mark.parametrize("kind", [field.name for field in post_pb2.ExportUserResponse.DESCRIPTOR.fields])
+def test_of_a_oneof_only_what_is_set_is_written(kind: str) -> None:
+    record = post_pb2.ExportUserResponse()
+    getattr(record, kind).SetInParent()
+    written = orjson.loads(Encoder(record.DESCRIPTOR)(record))
+    assert list(written) == [kind]
+    assert list(written[kind]) == [field.name for field in getattr(record, kind).DESCRIPTOR.fields]
+    assert Encoder(record.DESCRIPTOR)(post_pb2.ExportUserResponse()) == b"{}"
+
+
+def test_optional_fields_are_no_choice() -> None:
+    assert choice(post_pb2.Post.DESCRIPTOR) == []
+    assert [field.name for field in choice(graph_pb2.ExportUserResponse.DESCRIPTOR)] == ["account", "tie"]
+
+
+def test_two_oneofs_in_one_message_are_refused() -> None:
+    with pytest.raises(TypeError, match="more than one oneof"):
+        compiled(message_with_oneofs("a", "b"))
+    assert compiled(message_with_oneofs("a", "a")) is not None
+
+
+def message_with_oneofs(*names: str) -> Descriptor:
+    """A message with a field in each of these oneofs."""
+    file = descriptor_pb2.FileDescriptorProto(name="t.proto", package="t", syntax="proto3")
+    message = file.message_type.add(name="M" + "".join(names))
+    oneofs = sorted(set(names))
+    for name in oneofs:
+        message.oneof_decl.add(name=name)
+    for number, name in enumerate(names, start=1):
+        message.field.add(name=f"f{number}", number=number, type=3, label=1, oneof_index=oneofs.index(name))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    descriptor: Descriptor = pool.FindMessageTypeByName(f"t.{message.name}")
+    return descriptor
 
 
 def test_enums_lose_their_prefix_and_unknown_numbers_stay() -> None:

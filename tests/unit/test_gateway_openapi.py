@@ -68,6 +68,20 @@ def test_absent_is_null() -> None:
     assert "Feed-Degraded" in DOCUMENT["paths"]["/feed"]["get"]["responses"]["200"]["headers"]
 
 
+def test_a_stream_is_lines_of_which_each_holds_one_member() -> None:
+    responses = DOCUMENT["paths"]["/users/{user_id}/export"]["get"]["responses"]
+    [(media_type, media)] = responses["200"]["content"].items()
+    assert media_type == "application/x-ndjson"
+    assert "line" in responses["200"]["description"]
+    assert {"400", "404", "500", "503"} <= set(responses)
+    schema = DOCUMENT["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
+    members = [field.name for field in post_pb2.ExportUserResponse.DESCRIPTOR.fields]
+    assert list(schema["properties"]) == members
+    assert schema["required"] == []
+    assert schema["oneOf"] == [{"required": [name]} for name in members]
+    assert not any("null" in str(each) for each in schema["properties"].values())
+
+
 def test_problems_list_every_code() -> None:
     codes = DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
     assert codes == [reason.lower() for reason in problems.STATUS]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from feedmesh.options.v1 import options_pb2
@@ -38,6 +41,45 @@ def test_an_rpc_with_neither_is_refused_at_start() -> None:
     pool.Add(file)
     with pytest.raises(TypeError, match=r"t\.S\.R: needs one"):
         of_contracts({"t": pool.FindFileByName("t.proto")})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"client_streaming": True}, "no stream of requests"),
+        ({"verb": "post"}, "only a read may stream"),
+        ({"response_body": "m"}, "only a read may stream"),
+        ({}, None),
+    ],
+)
+def test_what_may_be_a_stream(change: dict[str, Any], why: str | None) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="s.proto", package="s", syntax="proto3")
+    message = file.message_type.add(name="M")
+    message.field.add(name="m", number=1, type=11, label=1, type_name=".s.M")
+    rpc = file.service.add(name="S").method.add(
+        name="R",
+        input_type=".s.M",
+        output_type=".s.M",
+        server_streaming=True,
+        client_streaming=change.get("client_streaming", False),
+    )
+    rule = rpc.options.Extensions[annotations_pb2.http]
+    setattr(rule, change.get("verb", "get"), "/s")
+    rule.body = "*"
+    rule.response_body = change.get("response_body", "")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    contracts = {"s": pool.FindFileByName("s.proto")}
+    if why is None:
+        [route] = of_contracts(contracts)
+        assert route.streams
+    else:
+        with pytest.raises(TypeError, match=why):
+            of_contracts(contracts)
+
+
+def test_the_export_is_a_stream() -> None:
+    assert [route.template for route in ROUTES if route.streams] == ["/users/{user_id}/export"]
 
 
 TABLE = Table(

@@ -10,7 +10,7 @@ GRAPH = graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
 POST = post_pb2.DESCRIPTOR.services_by_name["PostService"]
 
 
-def test_reads_are_tried_again_and_writes_are_not() -> None:
+def test_reads_are_tried_again_and_writes_and_streams_are_not() -> None:
     [reads] = service_config((GRAPH, POST))["methodConfig"]
     names = {entry["method"] for entry in reads["name"]}
     assert names == {
@@ -31,6 +31,12 @@ def test_reads_are_tried_again_and_writes_are_not() -> None:
         "ListFollowerCounts",
         "ListPostCounts",
         "BatchGetEngagement",
+        "CountTraces",
+        "GetPostRows",
+        "ListBlocks",
+        "ListFollowRequests",
+        "ListMutes",
+        "ListPostRows",
     }
     assert reads["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 

@@ -74,6 +74,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 20
     """ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
+    ERROR_REASON_SELF_TARGET: _ErrorReason.ValueType  # 21
+    """ERROR_REASON_SELF_TARGET: one cannot block or mute oneself."""
+    ERROR_REASON_FOLLOW_REQUEST_NOT_FOUND: _ErrorReason.ValueType  # 22
+    """ERROR_REASON_FOLLOW_REQUEST_NOT_FOUND: this person has not asked to follow."""
+    ERROR_REASON_BLOCK_LIMIT: _ErrorReason.ValueType  # 23
+    """ERROR_REASON_BLOCK_LIMIT: the person already blocks as many people as one may, 10,000."""
+    ERROR_REASON_MUTE_LIMIT: _ErrorReason.ValueType  # 24
+    """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -126,4 +134,12 @@ ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 19
 """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 20
 """ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
+ERROR_REASON_SELF_TARGET: ErrorReason.ValueType  # 21
+"""ERROR_REASON_SELF_TARGET: one cannot block or mute oneself."""
+ERROR_REASON_FOLLOW_REQUEST_NOT_FOUND: ErrorReason.ValueType  # 22
+"""ERROR_REASON_FOLLOW_REQUEST_NOT_FOUND: this person has not asked to follow."""
+ERROR_REASON_BLOCK_LIMIT: ErrorReason.ValueType  # 23
+"""ERROR_REASON_BLOCK_LIMIT: the person already blocks as many people as one may, 10,000."""
+ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
+"""ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x65\x64mesh/event/v1/event.proto\x12\x11\x66\x65\x65\x64mesh.event.v1\"\xa5\x04\n\x05\x45vent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12\x43\n\x0cpost_created\x18\x02 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostCreatedH\x00R\x0bpostCreated\x12\x43\n\x0cpost_deleted\x18\x03 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostDeletedH\x00R\x0bpostDeleted\x12\x43\n\x0clike_changed\x18\x04 \x01(\x0b\x32\x1e.feedmesh.event.v1.LikeChangedH\x00R\x0blikeChanged\x12L\n\x0f\x63omment_created\x18\x05 \x01(\x0b\x32!.feedmesh.event.v1.CommentCreatedH\x00R\x0e\x63ommentCreated\x12L\n\x0f\x63omment_deleted\x18\x06 \x01(\x0b\x32!.feedmesh.event.v1.CommentDeletedH\x00R\x0e\x63ommentDeleted\x12I\n\x0e\x66ollow_changed\x18\x07 \x01(\x0b\x32 .feedmesh.event.v1.FollowChangedH\x00R\rfollowChanged\x12\x43\n\x0cuser_created\x18\x08 \x01(\x0b\x32\x1e.feedmesh.event.v1.UserCreatedH\x00R\x0buserCreatedB\x06\n\x04\x66\x61\x63t\"\x8a\x01\n\x0bPostCreated\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x1f\n\x0boriginal_id\x18\x03 \x01(\x03R\noriginalId\x12$\n\x0eshared_post_id\x18\x04 \x01(\x03R\x0csharedPostId\"i\n\x0bPostDeleted\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12$\n\x0eshared_post_id\x18\x03 \x01(\x03R\x0csharedPostId\"r\n\x0bLikeChanged\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\x12\x14\n\x05liked\x18\x04 \x01(\x08R\x05liked\"~\n\x0e\x43ommentCreated\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x03 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x04 \x01(\x03R\x06userId\"H\n\x0e\x43ommentDeleted\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\"q\n\rFollowChanged\x12\x1f\n\x0b\x66ollower_id\x18\x01 \x01(\x03R\nfollowerId\x12!\n\x0c\x66ollowing_id\x18\x02 \x01(\x03R\x0b\x66ollowingId\x12\x1c\n\tfollowing\x18\x03 \x01(\x08R\tfollowing\"&\n\x0bUserCreated\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userIdb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x65\x64mesh/event/v1/event.proto\x12\x11\x66\x65\x65\x64mesh.event.v1\"\xaf\x05\n\x05\x45vent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12\x43\n\x0cpost_created\x18\x02 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostCreatedH\x00R\x0bpostCreated\x12\x43\n\x0cpost_deleted\x18\x03 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostDeletedH\x00R\x0bpostDeleted\x12\x43\n\x0clike_changed\x18\x04 \x01(\x0b\x32\x1e.feedmesh.event.v1.LikeChangedH\x00R\x0blikeChanged\x12L\n\x0f\x63omment_created\x18\x05 \x01(\x0b\x32!.feedmesh.event.v1.CommentCreatedH\x00R\x0e\x63ommentCreated\x12L\n\x0f\x63omment_deleted\x18\x06 \x01(\x0b\x32!.feedmesh.event.v1.CommentDeletedH\x00R\x0e\x63ommentDeleted\x12I\n\x0e\x66ollow_changed\x18\x07 \x01(\x0b\x32 .feedmesh.event.v1.FollowChangedH\x00R\rfollowChanged\x12\x43\n\x0cuser_created\x18\x08 \x01(\x0b\x32\x1e.feedmesh.event.v1.UserCreatedH\x00R\x0buserCreated\x12@\n\x0buser_erased\x18\t \x01(\x0b\x32\x1d.feedmesh.event.v1.UserErasedH\x00R\nuserErased\x12\x46\n\rauthor_erased\x18\n \x01(\x0b\x32\x1f.feedmesh.event.v1.AuthorErasedH\x00R\x0c\x61uthorErasedB\x06\n\x04\x66\x61\x63t\"\x8a\x01\n\x0bPostCreated\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x1f\n\x0boriginal_id\x18\x03 \x01(\x03R\noriginalId\x12$\n\x0eshared_post_id\x18\x04 \x01(\x03R\x0csharedPostId\"i\n\x0bPostDeleted\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12$\n\x0eshared_post_id\x18\x03 \x01(\x03R\x0csharedPostId\"r\n\x0bLikeChanged\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\x12\x14\n\x05liked\x18\x04 \x01(\x08R\x05liked\"~\n\x0e\x43ommentCreated\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x03 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x04 \x01(\x03R\x06userId\"H\n\x0e\x43ommentDeleted\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\"q\n\rFollowChanged\x12\x1f\n\x0b\x66ollower_id\x18\x01 \x01(\x03R\nfollowerId\x12!\n\x0c\x66ollowing_id\x18\x02 \x01(\x03R\x0b\x66ollowingId\x12\x1c\n\tfollowing\x18\x03 \x01(\x08R\tfollowing\"&\n\x0bUserCreated\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"%\n\nUserErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"\'\n\x0c\x41uthorErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userIdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'feedmesh.event.v1.event_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT']._serialized_start=53
-  _globals['_EVENT']._serialized_end=602
-  _globals['_POSTCREATED']._serialized_start=605
-  _globals['_POSTCREATED']._serialized_end=743
-  _globals['_POSTDELETED']._serialized_start=745
-  _globals['_POSTDELETED']._serialized_end=850
-  _globals['_LIKECHANGED']._serialized_start=852
-  _globals['_LIKECHANGED']._serialized_end=966
-  _globals['_COMMENTCREATED']._serialized_start=968
-  _globals['_COMMENTCREATED']._serialized_end=1094
-  _globals['_COMMENTDELETED']._serialized_start=1096
-  _globals['_COMMENTDELETED']._serialized_end=1168
-  _globals['_FOLLOWCHANGED']._serialized_start=1170
-  _globals['_FOLLOWCHANGED']._serialized_end=1283
-  _globals['_USERCREATED']._serialized_start=1285
-  _globals['_USERCREATED']._serialized_end=1323
+  _globals['_EVENT']._serialized_end=740
+  _globals['_POSTCREATED']._serialized_start=743
+  _globals['_POSTCREATED']._serialized_end=881
+  _globals['_POSTDELETED']._serialized_start=883
+  _globals['_POSTDELETED']._serialized_end=988
+  _globals['_LIKECHANGED']._serialized_start=990
+  _globals['_LIKECHANGED']._serialized_end=1104
+  _globals['_COMMENTCREATED']._serialized_start=1106
+  _globals['_COMMENTCREATED']._serialized_end=1232
+  _globals['_COMMENTDELETED']._serialized_start=1234
+  _globals['_COMMENTDELETED']._serialized_end=1306
+  _globals['_FOLLOWCHANGED']._serialized_start=1308
+  _globals['_FOLLOWCHANGED']._serialized_end=1421
+  _globals['_USERCREATED']._serialized_start=1423
+  _globals['_USERCREATED']._serialized_end=1461
+  _globals['_USERERASED']._serialized_start=1463
+  _globals['_USERERASED']._serialized_end=1500
+  _globals['_AUTHORERASED']._serialized_start=1502
+  _globals['_AUTHORERASED']._serialized_end=1541
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class Event(_message.Message):
     COMMENT_DELETED_FIELD_NUMBER: _builtins.int
     FOLLOW_CHANGED_FIELD_NUMBER: _builtins.int
     USER_CREATED_FIELD_NUMBER: _builtins.int
+    USER_ERASED_FIELD_NUMBER: _builtins.int
+    AUTHOR_ERASED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """event_id is unique within the service that wrote it and grows with time (a 53-bit time-sorted id)."""
     @_builtins.property
@@ -63,6 +65,14 @@ class Event(_message.Message):
     def user_created(self) -> Global___UserCreated:
         """user_created: a person joined."""
 
+    @_builtins.property
+    def user_erased(self) -> Global___UserErased:
+        """user_erased: a person is gone, and all that is theirs is to go."""
+
+    @_builtins.property
+    def author_erased(self) -> Global___AuthorErased:
+        """author_erased: no post, comment or like of an erased person is left."""
+
     def __init__(
         self,
         *,
@@ -74,12 +84,14 @@ class Event(_message.Message):
         comment_deleted: Global___CommentDeleted | None = ...,
         follow_changed: Global___FollowChanged | None = ...,
         user_created: Global___UserCreated | None = ...,
+        user_erased: Global___UserErased | None = ...,
+        author_erased: Global___AuthorErased | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created", "user_erased", "author_erased"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -294,3 +306,47 @@ class UserCreated(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UserCreated: _TypeAlias = UserCreated  # noqa: Y015
+
+@_typing.final
+class UserErased(_message.Message):
+    """UserErased tells of a person who is gone for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is the person's id."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserErased: _TypeAlias = UserErased  # noqa: Y015
+
+@_typing.final
+class AuthorErased(_message.Message):
+    """AuthorErased tells that the post service holds nothing of an erased person any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is the person's id."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorErased: _TypeAlias = AuthorErased  # noqa: Y015

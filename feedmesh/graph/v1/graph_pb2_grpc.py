@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GraphServiceStub:
-    """GraphService owns users, follows and their counts.
+    """GraphService owns users, follows, requests to follow, blocks, mutes and their counts.
     """
 
     def __init__(self, channel):
@@ -45,6 +45,16 @@ class GraphServiceStub:
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.GetUserRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.GetUserResponse.FromString,
                 _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/UpdateUser',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/DeleteUser',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
         self.Follow = channel.unary_unary(
                 '/feedmesh.graph.v1.GraphService/Follow',
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.FollowRequest.SerializeToString,
@@ -54,6 +64,51 @@ class GraphServiceStub:
                 '/feedmesh.graph.v1.GraphService/Unfollow',
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowResponse.FromString,
+                _registered_method=True)
+        self.AcceptFollowRequest = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/AcceptFollowRequest',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestResponse.FromString,
+                _registered_method=True)
+        self.RejectFollowRequest = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/RejectFollowRequest',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestResponse.FromString,
+                _registered_method=True)
+        self.ListFollowRequests = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/ListFollowRequests',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsResponse.FromString,
+                _registered_method=True)
+        self.Block = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/Block',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockResponse.FromString,
+                _registered_method=True)
+        self.Unblock = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/Unblock',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockResponse.FromString,
+                _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/ListBlocks',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksResponse.FromString,
+                _registered_method=True)
+        self.Mute = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/Mute',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteResponse.FromString,
+                _registered_method=True)
+        self.Unmute = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/Unmute',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteResponse.FromString,
+                _registered_method=True)
+        self.ListMutes = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/ListMutes',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesResponse.FromString,
                 _registered_method=True)
         self.ListFollowers = channel.unary_unary(
                 '/feedmesh.graph.v1.GraphService/ListFollowers',
@@ -90,10 +145,20 @@ class GraphServiceStub:
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.FromString,
                 _registered_method=True)
+        self.ExportUser = channel.unary_stream(
+                '/feedmesh.graph.v1.GraphService/ExportUser',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserResponse.FromString,
+                _registered_method=True)
+        self.CountTraces = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/CountTraces',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesResponse.FromString,
+                _registered_method=True)
 
 
 class GraphServiceServicer:
-    """GraphService owns users, follows and their counts.
+    """GraphService owns users, follows, requests to follow, blocks, mutes and their counts.
     """
 
     def CreateUser(self, request, context):
@@ -110,30 +175,119 @@ class GraphServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateUser(self, request, context):
+        """UpdateUser changes what is given of one's own account and leaves the rest. Reasons: USER_NOT_FOUND, USERNAME_TAKEN,
+        EMAIL_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """DeleteUser erases a person and all that is theirs, everywhere; it cannot be taken back. They are gone for everyone
+        within a second; what is stored of them is cleared away within minutes. Deleting again changes nothing. Reason:
+        USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Follow(self, request, context):
-        """Follow makes one person follow another; following twice changes nothing. Takes effect for the follower's next
-        read. Reasons: SELF_FOLLOW, USER_NOT_FOUND, FOLLOW_LIMIT.
+        """Follow makes one person follow another, or asks a private account for it; doing so twice changes nothing. Takes
+        effect for the follower's next read. A person may follow, and have asked to follow, at most FEEDMESH_MAX_FOLLOWING
+        people. Across a block there is no such user. Reasons: SELF_FOLLOW, USER_NOT_FOUND, FOLLOW_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unfollow(self, request, context):
-        """Unfollow takes a follow back; where there is none, nothing changes. Reason: USER_NOT_FOUND.
+        """Unfollow takes a follow, or a request to follow, back; where there is none, nothing changes. Reason: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptFollowRequest(self, request, context):
+        """AcceptFollowRequest lets someone follow one's private account who asked for it; accepting again changes nothing.
+        Reasons: USER_NOT_FOUND, FOLLOW_REQUEST_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectFollowRequest(self, request, context):
+        """RejectFollowRequest drops a request to follow; where there is none, nothing changes. Reason: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFollowRequests(self, request, context):
+        """ListFollowRequests pages through who asked to follow one's account, newest first. They stay when it becomes public.
+        Reasons: USER_NOT_FOUND, INVALID_CURSOR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Block(self, request, context):
+        """Block hides two people from each other and ends their follows and requests both ways; blocking twice changes
+        nothing. Takes effect for the next read of both. A person may block at most 10,000. Reasons: SELF_TARGET,
+        USER_NOT_FOUND, BLOCK_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unblock(self, request, context):
+        """Unblock takes one's own block back; follows do not come back by it. Where there is none, nothing changes. Reason:
+        USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBlocks(self, request, context):
+        """ListBlocks pages through whom one blocks, newest first. Reasons: USER_NOT_FOUND, INVALID_CURSOR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Mute(self, request, context):
+        """Mute keeps what someone writes and shares out of one's own feed, whoever shares it; muting twice changes nothing.
+        A person may mute at most 10,000. Reasons: SELF_TARGET, USER_NOT_FOUND, MUTE_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unmute(self, request, context):
+        """Unmute takes a mute back; where there is none, nothing changes. Reason: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMutes(self, request, context):
+        """ListMutes pages through whom one mutes, newest first. Reasons: USER_NOT_FOUND, INVALID_CURSOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFollowers(self, request, context):
-        """ListFollowers pages through who follows a person, newest follow first. Reasons: USER_NOT_FOUND, INVALID_CURSOR.
+        """ListFollowers pages through who follows a person, newest follow first, without those whom a block hides. Empty for a
+        private account that the viewer does not follow. Reasons: USER_NOT_FOUND, INVALID_CURSOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFollowing(self, request, context):
-        """ListFollowing pages through whom a person follows, newest follow first. Reasons: USER_NOT_FOUND, INVALID_CURSOR.
+        """ListFollowing pages through whom a person follows, newest follow first, as ListFollowers does. Reasons:
+        USER_NOT_FOUND, INVALID_CURSOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,8 +301,8 @@ class GraphServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetRelations(self, request, context):
-        """BatchGetRelations reads whom each of many viewers follows, or only that it has not changed since the version that
-        the caller knows.
+        """BatchGetRelations reads whom each of many viewers follows, blocks and mutes, and who blocks them, or only that it has
+        not changed since the version that the caller knows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,6 +331,21 @@ class GraphServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportUser(self, request, context):
+        """ExportUser streams what the graph holds of a person: the account first, then every tie, each kind newest first.
+        Reason: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTraces(self, request, context):
+        """CountTraces looks for what this service still holds of someone: all zero once an erasure is through.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GraphServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -190,6 +359,16 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.GetUserRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.GetUserResponse.SerializeToString,
             ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserResponse.SerializeToString,
+            ),
             'Follow': grpc.unary_unary_rpc_method_handler(
                     servicer.Follow,
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.FollowRequest.FromString,
@@ -199,6 +378,51 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     servicer.Unfollow,
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowResponse.SerializeToString,
+            ),
+            'AcceptFollowRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptFollowRequest,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestResponse.SerializeToString,
+            ),
+            'RejectFollowRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectFollowRequest,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestResponse.SerializeToString,
+            ),
+            'ListFollowRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFollowRequests,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsResponse.SerializeToString,
+            ),
+            'Block': grpc.unary_unary_rpc_method_handler(
+                    servicer.Block,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockResponse.SerializeToString,
+            ),
+            'Unblock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unblock,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockResponse.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'Mute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Mute,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteResponse.SerializeToString,
+            ),
+            'Unmute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unmute,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteResponse.SerializeToString,
+            ),
+            'ListMutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMutes,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesResponse.SerializeToString,
             ),
             'ListFollowers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFollowers,
@@ -235,6 +459,16 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.SerializeToString,
             ),
+            'ExportUser': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUser,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserResponse.SerializeToString,
+            ),
+            'CountTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTraces,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'feedmesh.graph.v1.GraphService', rpc_method_handlers)
@@ -244,7 +478,7 @@ def add_GraphServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GraphService:
-    """GraphService owns users, follows and their counts.
+    """GraphService owns users, follows, requests to follow, blocks, mutes and their counts.
     """
 
     @staticmethod
@@ -302,6 +536,60 @@ class GraphService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/UpdateUser',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/DeleteUser',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.DeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Follow(request,
             target,
             options=(),
@@ -345,6 +633,249 @@ class GraphService:
             '/feedmesh.graph.v1.GraphService/Unfollow',
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowRequest.SerializeToString,
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnfollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptFollowRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/AcceptFollowRequest',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.AcceptFollowRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectFollowRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/RejectFollowRequest',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.RejectFollowRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFollowRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ListFollowRequests',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Block(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/Block',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unblock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/Unblock',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnblockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ListBlocks',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/Mute',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.MuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unmute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/Unmute',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.UnmuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ListMutes',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListMutesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -534,6 +1065,60 @@ class GraphService:
             '/feedmesh.graph.v1.GraphService/ListFollowerCounts',
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsRequest.SerializeToString,
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListFollowerCountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ExportUser',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ExportUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/CountTraces',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.CountTracesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -115,6 +115,26 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.FromString,
                 _registered_method=True)
+        self.ListPostRows = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/ListPostRows',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsResponse.FromString,
+                _registered_method=True)
+        self.GetPostRows = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/GetPostRows',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.FromString,
+                _registered_method=True)
+        self.ExportUser = channel.unary_stream(
+                '/feedmesh.post.v1.PostService/ExportUser',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserResponse.FromString,
+                _registered_method=True)
+        self.CountTraces = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/CountTraces',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesResponse.FromString,
+                _registered_method=True)
 
 
 class PostServiceServicer:
@@ -144,8 +164,8 @@ class PostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUserPosts(self, request, context):
-        """ListUserPosts pages through what one person wrote and shared, newest first. Reasons: USER_NOT_FOUND,
-        INVALID_CURSOR.
+        """ListUserPosts pages through what one person wrote and shared, newest first, as far as the viewer may see it.
+        Reasons: USER_NOT_FOUND, INVALID_CURSOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +203,8 @@ class PostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListComments(self, request, context):
-        """ListComments pages through a post's comments, oldest first. Reasons: POST_NOT_FOUND, INVALID_CURSOR.
+        """ListComments pages through a post's comments, oldest first, without those of people whom a block hides. Reasons:
+        POST_NOT_FOUND, INVALID_CURSOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +257,37 @@ class PostServiceServicer:
 
     def ListPostCounts(self, request, context):
         """ListPostCounts pages through all people who wrote since a moment, by id, with how much they wrote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPostRows(self, request, context):
+        """ListPostRows reads what authors wrote and shared in a range of ids straight from the table, by a query that feeds do
+        not use: what the auditor holds them against.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPostRows(self, request, context):
+        """GetPostRows reads posts straight from the table, deleted ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUser(self, request, context):
+        """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments and likes,
+        each newest first, at last an end. Without the end it is not whole. At the gateway each record is a line of JSON.
+        Reason: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTraces(self, request, context):
+        """CountTraces looks for what this service still holds of someone: all zero once an erasure is through.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -323,6 +375,26 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.ListPostCounts,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.SerializeToString,
+            ),
+            'ListPostRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPostRows,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsResponse.SerializeToString,
+            ),
+            'GetPostRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPostRows,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.SerializeToString,
+            ),
+            'ExportUser': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUser,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserResponse.SerializeToString,
+            ),
+            'CountTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTraces,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -758,6 +830,114 @@ class PostService:
             '/feedmesh.post.v1.PostService/ListPostCounts',
             feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostCountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPostRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/ListPostRows',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ListPostRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPostRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/GetPostRows',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/ExportUser',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/CountTraces',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.CountTracesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -113,3 +113,169 @@ class BatchRankResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchRankResponse: _TypeAlias = BatchRankResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRankRequest(_message.Message):
+    """ExplainRankRequest asks what ranks candidates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEWER_ID_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    viewer_id: _builtins.int
+    """viewer_id is for whom."""
+    candidates: _builtins.bytes
+    """candidates are the posts, 1 to 1,000, packed as in BatchRankRequest."""
+    def __init__(
+        self,
+        *,
+        viewer_id: _builtins.int = ...,
+        candidates: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "viewer_id", b"viewer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRankRequest: _TypeAlias = ExplainRankRequest  # noqa: Y015
+
+@_typing.final
+class ExplainRankResponse(_message.Message):
+    """ExplainRankResponse answers ExplainRank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rank]:
+        """ranks explain the candidates, one for one."""
+
+    def __init__(
+        self,
+        *,
+        ranks: _abc.Iterable[Global___Rank] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranks", b"ranks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRankResponse: _TypeAlias = ExplainRankResponse  # noqa: Y015
+
+@_typing.final
+class Rank(_message.Message):
+    """Rank is what a candidate is ranked by: the terms of the formula (docs/ranking.md) and what comes of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    AGE_H_FIELD_NUMBER: _builtins.int
+    LIKES_FIELD_NUMBER: _builtins.int
+    COMMENTS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    HEAT_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """score is the relevance; more is better."""
+    age_h: _builtins.float
+    """age_h is how many hours ago it was written, or plainly shared."""
+    likes: _builtins.int
+    """likes, of the original of a plain share."""
+    comments: _builtins.int
+    """comments, likewise."""
+    shares: _builtins.int
+    """shares, likewise."""
+    heat: _builtins.float
+    """heat is the recent engagement, halved every hour."""
+    affinity: _builtins.float
+    """affinity is how much the viewer lately had to do with the author."""
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        age_h: _builtins.float = ...,
+        likes: _builtins.int = ...,
+        comments: _builtins.int = ...,
+        shares: _builtins.int = ...,
+        heat: _builtins.float = ...,
+        affinity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "age_h", b"age_h", "comments", b"comments", "heat", b"heat", "likes", b"likes", "score", b"score", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rank: _TypeAlias = Rank  # noqa: Y015
+
+@_typing.final
+class CountTracesRequest(_message.Message):
+    """CountTracesRequest names someone who was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose traces."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTracesRequest: _TypeAlias = CountTracesRequest  # noqa: Y015
+
+@_typing.final
+class CountTracesResponse(_message.Message):
+    """CountTracesResponse answers CountTraces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Trace(_message.Message):
+        """Trace is a place where something of a person is stored."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PLACE_FIELD_NUMBER: _builtins.int
+        COUNT_FIELD_NUMBER: _builtins.int
+        place: _builtins.str
+        """place is what it is, for example a table."""
+        count: _builtins.int
+        """count is how much of it is there."""
+        def __init__(
+            self,
+            *,
+            place: _builtins.str = ...,
+            count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "place", b"place"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TRACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def traces(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountTracesResponse.Trace]:
+        """traces are all places of the service that can hold anything, those with nothing too."""
+
+    def __init__(
+        self,
+        *,
+        traces: _abc.Iterable[Global___CountTracesResponse.Trace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["traces", b"traces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTracesResponse: _TypeAlias = CountTracesResponse  # noqa: Y015

@@ -40,6 +40,16 @@ class RankingServiceStub:
                 request_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankResponse.FromString,
                 _registered_method=True)
+        self.ExplainRank = channel.unary_unary(
+                '/feedmesh.ranking.v1.RankingService/ExplainRank',
+                request_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankResponse.FromString,
+                _registered_method=True)
+        self.CountTraces = channel.unary_unary(
+                '/feedmesh.ranking.v1.RankingService/CountTraces',
+                request_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesResponse.FromString,
+                _registered_method=True)
 
 
 class RankingServiceServicer:
@@ -54,6 +64,20 @@ class RankingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRank(self, request, context):
+        """ExplainRank tells what one viewer's candidates are ranked by, as of now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTraces(self, request, context):
+        """CountTraces looks for what this service still holds of someone: all zero once an erasure is through.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RankingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +85,16 @@ def add_RankingServiceServicer_to_server(servicer, server):
                     servicer.BatchRank,
                     request_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankRequest.FromString,
                     response_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankResponse.SerializeToString,
+            ),
+            'ExplainRank': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRank,
+                    request_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankRequest.FromString,
+                    response_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankResponse.SerializeToString,
+            ),
+            'CountTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTraces,
+                    request_deserializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesRequest.FromString,
+                    response_serializer=feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +125,60 @@ class RankingService:
             '/feedmesh.ranking.v1.RankingService/BatchRank',
             feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankRequest.SerializeToString,
             feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.BatchRankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.ranking.v1.RankingService/ExplainRank',
+            feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankRequest.SerializeToString,
+            feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.ExplainRankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.ranking.v1.RankingService/CountTraces',
+            feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesRequest.SerializeToString,
+            feedmesh_dot_ranking_dot_v1_dot_ranking__pb2.CountTracesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class RankingServiceStub:
     """BatchRank orders the candidates of many viewers by the documented formula of recency, engagement, affinity and
     trending (docs/ranking.md).
     """
+    ExplainRank: _grpc.UnaryUnaryMultiCallable[_ranking_pb2.ExplainRankRequest, _ranking_pb2.ExplainRankResponse]
+    """ExplainRank tells what one viewer's candidates are ranked by, as of now."""
+    CountTraces: _grpc.UnaryUnaryMultiCallable[_ranking_pb2.CountTracesRequest, _ranking_pb2.CountTracesResponse]
+    """CountTraces looks for what this service still holds of someone: all zero once an erasure is through."""
 
 @_typing.type_check_only
 class RankingServiceAsyncStub(RankingServiceStub):
@@ -47,6 +51,10 @@ class RankingServiceAsyncStub(RankingServiceStub):
     """BatchRank orders the candidates of many viewers by the documented formula of recency, engagement, affinity and
     trending (docs/ranking.md).
     """
+    ExplainRank: _aio.UnaryUnaryMultiCallable[_ranking_pb2.ExplainRankRequest, _ranking_pb2.ExplainRankResponse]  # type: ignore[assignment]
+    """ExplainRank tells what one viewer's candidates are ranked by, as of now."""
+    CountTraces: _aio.UnaryUnaryMultiCallable[_ranking_pb2.CountTracesRequest, _ranking_pb2.CountTracesResponse]  # type: ignore[assignment]
+    """CountTraces looks for what this service still holds of someone: all zero once an erasure is through."""
 
 class RankingServiceServicer(metaclass=_abc_1.ABCMeta):
     """RankingService orders candidates."""
@@ -60,5 +68,21 @@ class RankingServiceServicer(metaclass=_abc_1.ABCMeta):
         """BatchRank orders the candidates of many viewers by the documented formula of recency, engagement, affinity and
         trending (docs/ranking.md).
         """
+
+    @_abc_1.abstractmethod
+    def ExplainRank(
+        self,
+        request: _ranking_pb2.ExplainRankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ranking_pb2.ExplainRankResponse, _abc.Awaitable[_ranking_pb2.ExplainRankResponse]]:
+        """ExplainRank tells what one viewer's candidates are ranked by, as of now."""
+
+    @_abc_1.abstractmethod
+    def CountTraces(
+        self,
+        request: _ranking_pb2.CountTracesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ranking_pb2.CountTracesResponse, _abc.Awaitable[_ranking_pb2.CountTracesResponse]]:
+        """CountTraces looks for what this service still holds of someone: all zero once an erasure is through."""
 
 def add_RankingServiceServicer_to_server(servicer: RankingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ Home timelines: what a person reads."""
 
 from collections import abc as _abc
 from feedmesh.post.v1 import post_pb2 as _post_pb2
+from feedmesh.ranking.v1 import ranking_pb2 as _ranking_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -44,6 +45,70 @@ FEED_ORDER_RANKED: FeedOrder.ValueType  # 1
 FEED_ORDER_LATEST: FeedOrder.ValueType  # 2
 """FEED_ORDER_LATEST: newest first."""
 Global___FeedOrder: _TypeAlias = FeedOrder  # noqa: Y015
+
+class _FeedSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FeedSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeedSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FEED_SOURCE_UNSPECIFIED: _FeedSource.ValueType  # 0
+    """FEED_SOURCE_UNSPECIFIED is never sent."""
+    FEED_SOURCE_OWN: _FeedSource.ValueType  # 1
+    """FEED_SOURCE_OWN: it is the person's own, and read from Postgres."""
+    FEED_SOURCE_PUSHED: _FeedSource.ValueType  # 2
+    """FEED_SOURCE_PUSHED: it is in the home timeline."""
+    FEED_SOURCE_PULLED: _FeedSource.ValueType  # 3
+    """FEED_SOURCE_PULLED: it is taken from the author's timeline."""
+    FEED_SOURCE_STORED: _FeedSource.ValueType  # 4
+    """FEED_SOURCE_STORED: it is read from Postgres, because it is below what the timelines cover, or they cannot be used."""
+    FEED_SOURCE_IN_FLIGHT: _FeedSource.ValueType  # 5
+    """FEED_SOURCE_IN_FLIGHT: it will be pushed to the home timeline shortly."""
+
+class FeedSource(_FeedSource, metaclass=_FeedSourceEnumTypeWrapper):
+    """FeedSource is how a post comes into a feed."""
+
+FEED_SOURCE_UNSPECIFIED: FeedSource.ValueType  # 0
+"""FEED_SOURCE_UNSPECIFIED is never sent."""
+FEED_SOURCE_OWN: FeedSource.ValueType  # 1
+"""FEED_SOURCE_OWN: it is the person's own, and read from Postgres."""
+FEED_SOURCE_PUSHED: FeedSource.ValueType  # 2
+"""FEED_SOURCE_PUSHED: it is in the home timeline."""
+FEED_SOURCE_PULLED: FeedSource.ValueType  # 3
+"""FEED_SOURCE_PULLED: it is taken from the author's timeline."""
+FEED_SOURCE_STORED: FeedSource.ValueType  # 4
+"""FEED_SOURCE_STORED: it is read from Postgres, because it is below what the timelines cover, or they cannot be used."""
+FEED_SOURCE_IN_FLIGHT: FeedSource.ValueType  # 5
+"""FEED_SOURCE_IN_FLIGHT: it will be pushed to the home timeline shortly."""
+Global___FeedSource: _TypeAlias = FeedSource  # noqa: Y015
+
+class _FeedFilter:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FeedFilterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeedFilter.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FEED_FILTER_UNSPECIFIED: _FeedFilter.ValueType  # 0
+    """FEED_FILTER_UNSPECIFIED is never sent."""
+    FEED_FILTER_NOT_FOLLOWED: _FeedFilter.ValueType  # 1
+    """FEED_FILTER_NOT_FOLLOWED: the person follows neither the author nor anybody who shared it."""
+    FEED_FILTER_MUTED: _FeedFilter.ValueType  # 2
+    """FEED_FILTER_MUTED: the person mutes the author."""
+    FEED_FILTER_SHARER_MUTED: _FeedFilter.ValueType  # 3
+    """FEED_FILTER_SHARER_MUTED: the person mutes everybody they follow who wrote or shared it."""
+
+class FeedFilter(_FeedFilter, metaclass=_FeedFilterEnumTypeWrapper):
+    """FeedFilter is what keeps a post out of a feed."""
+
+FEED_FILTER_UNSPECIFIED: FeedFilter.ValueType  # 0
+"""FEED_FILTER_UNSPECIFIED is never sent."""
+FEED_FILTER_NOT_FOLLOWED: FeedFilter.ValueType  # 1
+"""FEED_FILTER_NOT_FOLLOWED: the person follows neither the author nor anybody who shared it."""
+FEED_FILTER_MUTED: FeedFilter.ValueType  # 2
+"""FEED_FILTER_MUTED: the person mutes the author."""
+FEED_FILTER_SHARER_MUTED: FeedFilter.ValueType  # 3
+"""FEED_FILTER_SHARER_MUTED: the person mutes everybody they follow who wrote or shared it."""
+Global___FeedFilter: _TypeAlias = FeedFilter  # noqa: Y015
 
 @_typing.final
 class GetFeedRequest(_message.Message):
@@ -197,3 +262,100 @@ class BatchGetFeedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchGetFeedResponse: _TypeAlias = BatchGetFeedResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPostRequest(_message.Message):
+    """ExplainPostRequest names a post and whose feed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    POST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose feed, and who asks."""
+    post_id: _builtins.int
+    """post_id is the post; a plain share stands for its original."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_id", b"post_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPostRequest: _TypeAlias = ExplainPostRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPostResponse(_message.Message):
+    """ExplainPostResponse answers ExplainPost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_ID_FIELD_NUMBER: _builtins.int
+    IN_FEED_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PLACE_ID_FIELD_NUMBER: _builtins.int
+    SHARED_BY_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    post_id: _builtins.int
+    """post_id is the post that would be shown: the original of a plain share."""
+    in_feed: _builtins.bool
+    """in_feed is true when a scroll to the end shows it."""
+    filter: Global___FeedFilter.ValueType
+    """filter is what keeps it out; absent where nothing does."""
+    source: Global___FeedSource.ValueType
+    """source is how it comes in; absent where a filter keeps it out."""
+    place_id: _builtins.int
+    """place_id is the id that gives its place: its own, or its newest share's that counts; absent when it is not in."""
+    @_builtins.property
+    def shared_by(self) -> _containers.RepeatedCompositeFieldContainer[_post_pb2.Sharer]:
+        """shared_by names whom the person reads who plainly shared it, newest first, at most 20."""
+
+    @_builtins.property
+    def rank(self) -> _ranking_pb2.Rank:
+        """rank is what it is ranked by; absent when it is not in the feed or ranking cannot be reached."""
+
+    @_builtins.property
+    def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """degraded names the parts that were missing, as in GetFeedResponse."""
+
+    def __init__(
+        self,
+        *,
+        post_id: _builtins.int = ...,
+        in_feed: _builtins.bool = ...,
+        filter: Global___FeedFilter.ValueType | None = ...,
+        source: Global___FeedSource.ValueType | None = ...,
+        place_id: _builtins.int | None = ...,
+        shared_by: _abc.Iterable[_post_pb2.Sharer] | None = ...,
+        rank: _ranking_pb2.Rank | None = ...,
+        degraded: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "_place_id", b"_place_id", "_rank", b"_rank", "_source", b"_source", "filter", b"filter", "place_id", b"place_id", "rank", b"rank", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter", b"_filter", "_place_id", b"_place_id", "_rank", b"_rank", "_source", b"_source", "degraded", b"degraded", "filter", b"filter", "in_feed", b"in_feed", "place_id", b"place_id", "post_id", b"post_id", "rank", b"rank", "shared_by", b"shared_by", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__filter: _TypeAlias = _typing.Literal["filter"]  # noqa: Y015
+    _WhichOneofArgType__filter: _TypeAlias = _typing.Literal["_filter", b"_filter"]  # noqa: Y015
+    _WhichOneofReturnType__place_id: _TypeAlias = _typing.Literal["place_id"]  # noqa: Y015
+    _WhichOneofArgType__place_id: _TypeAlias = _typing.Literal["_place_id", b"_place_id"]  # noqa: Y015
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
+    _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter) -> _WhichOneofReturnType__filter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__place_id) -> _WhichOneofReturnType__place_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+
+Global___ExplainPostResponse: _TypeAlias = ExplainPostResponse  # noqa: Y015

@@ -40,6 +40,11 @@ class TimelineServiceStub:
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedResponse.FromString,
                 _registered_method=True)
+        self.ExplainPost = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/ExplainPost',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.FromString,
+                _registered_method=True)
         self.BatchGetFeed = channel.unary_unary(
                 '/feedmesh.timeline.v1.TimelineService/BatchGetFeed',
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetFeedRequest.SerializeToString,
@@ -60,6 +65,14 @@ class TimelineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPost(self, request, context):
+        """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
+        Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchGetFeed(self, request, context):
         """BatchGetFeed reads pages of many people's home feeds; each may fail alone.
         """
@@ -74,6 +87,11 @@ def add_TimelineServiceServicer_to_server(servicer, server):
                     servicer.GetFeed,
                     request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedRequest.FromString,
                     response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedResponse.SerializeToString,
+            ),
+            'ExplainPost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPost,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.SerializeToString,
             ),
             'BatchGetFeed': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetFeed,
@@ -109,6 +127,33 @@ class TimelineService:
             '/feedmesh.timeline.v1.TimelineService/GetFeed',
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedRequest.SerializeToString,
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.GetFeedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/ExplainPost',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class TimelineServiceStub:
     next_cursor to its end shows each post that existed at the first page exactly once.
     Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
     """
+    ExplainPost: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.ExplainPostRequest, _timeline_pb2.ExplainPostResponse]
+    """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
+    Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
+    """
     BatchGetFeed: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
 
@@ -50,6 +54,10 @@ class TimelineServiceAsyncStub(TimelineServiceStub):
     """GetFeed reads a page of a person's home feed: what they and those they follow wrote and shared. Scrolling by
     next_cursor to its end shows each post that existed at the first page exactly once.
     Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+    """
+    ExplainPost: _aio.UnaryUnaryMultiCallable[_timeline_pb2.ExplainPostRequest, _timeline_pb2.ExplainPostResponse]  # type: ignore[assignment]
+    """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
+    Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
     """
     BatchGetFeed: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]  # type: ignore[assignment]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
@@ -66,6 +74,16 @@ class TimelineServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetFeed reads a page of a person's home feed: what they and those they follow wrote and shared. Scrolling by
         next_cursor to its end shows each post that existed at the first page exactly once.
         Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPost(
+        self,
+        request: _timeline_pb2.ExplainPostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_timeline_pb2.ExplainPostResponse, _abc.Awaitable[_timeline_pb2.ExplainPostResponse]]:
+        """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
+        Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

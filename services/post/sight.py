@@ -1,0 +1,118 @@
+"""Who may see what: the one place of the rule that post.proto states."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import errors
+from runtime.postgres import Pool
+from runtime.relations import Relation, Relations
+from services.post import people, store
+from services.post.people import People, Person
+
+if TYPE_CHECKING:
+    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
+
+STRANGER = 0
+
+
+class Viewer(NamedTuple):
+    """Who looks, and what the caller already knows of their relations (see BatchGetPostsRequest)."""
+
+    user_id: int
+    """0 for a stranger."""
+    relations_version: int = 0
+    relations_kept: bool = False
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one viewer may see, of some people."""
+
+    viewer_id: int
+    relation: Relation | None
+    """None for a stranger."""
+    people: Mapping[int, Person | None]
+    """What the graph says of these people, None for who does not exist. Those lack of whom it could not be asked."""
+    kept: bool
+    """Whether the relation is of before the graph was gone: then what only followers may see is not shown."""
+
+    def sees(self, author_id: int, visibility: int) -> bool:
+        """Whether the viewer may see a post, by its author (one of the people) and its visibility."""
+        if not self.shows(author_id):
+            return False
+        if author_id == self.viewer_id:
+            return True
+        if self.relation is not None and not self.kept and self.relation.follows(author_id):
+            return True
+        author = self.people.get(author_id)
+        # Of whom nothing is known, the account may be private.
+        return visibility == pb.VISIBILITY_PUBLIC and author is not None and not author.private
+
+    def sees_post(self, row: store.PostRow, original: store.PostRow | None) -> bool:
+        """Whether the viewer may see a post, and where that is a plain share its original (None for a deleted one)."""
+        return (
+            original is not None
+            and self.sees(row.user_id, row.visibility)
+            and self.sees(original.user_id, original.visibility)
+        )
+
+    def shows(self, user_id: int) -> bool:
+        """Whether someone (one of the people) is there for the viewer at all."""
+        blocked = self.relation is not None and self.relation.blocks(user_id)
+        return not blocked and self.people.get(user_id, ()) is not None
+
+    def name(self, user_id: int) -> str:
+        """A username, "" where it is not known."""
+        person = self.people.get(user_id)
+        return person.name if person is not None else ""
+
+
+class Sights:
+    """What viewers may see, asked of the graph."""
+
+    def __init__(self, graph: GraphServiceAsyncStub) -> None:
+        self.graph = graph
+        self.people = People(graph)
+        self._relations = Relations(graph)
+
+    async def of(self, viewers: Sequence[Viewer], user_ids: Iterable[int]) -> list[Sight]:
+        """What each viewer may see of these people. Raises Unavailable."""
+        known = [viewer for viewer in viewers if viewer.user_id != STRANGER]
+        (relations, kept), found = await asyncio.gather(
+            self._relations.of(
+                sorted({viewer.user_id for viewer in known}),
+                {viewer.user_id: viewer.relations_version for viewer in known if viewer.relations_version},
+            ),
+            self.people.of(user_ids),
+        )
+        return [
+            Sight(viewer.user_id, relations.get(viewer.user_id), found, kept or viewer.relations_kept)
+            for viewer in viewers
+        ]
+
+    async def target(self, pool: Pool, viewer_id: int, post_id: int) -> tuple[store.Target | None, Sight]:
+        """What an act on a post goes to: the post, or the original of a plain share; None where it may not be seen.
+
+        And what the viewer may see of the two authors. What is not there is asked for as what may not be seen is, so
+        that the time tells nothing. Raises Unavailable.
+        """
+        found = await store.authored(pool, post_id)
+        [sight] = await self.of([Viewer(viewer_id)], {row.author_id for row in found} or {post_id})
+        if not found or not all(sight.sees(row.author_id, row.visibility) for row in found):
+            return None, sight
+        original = found[-1]
+        return store.Target(original.post_id, original.author_id), sight
+
+    async def require(self, user_id: int, viewer_id: int) -> Sight:
+        """What a viewer may see of one person. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+        [sight] = await self.of([Viewer(viewer_id)], [user_id])
+        if not sight.shows(user_id):
+            raise people.not_found(user_id)
+        if user_id not in sight.people:
+            raise errors.Unavailable("the graph cannot be reached")
+        return sight
