@@ -1,6 +1,6 @@
 # What one can do here. `make help` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint protos lock clean
+.PHONY: help run demo test soak lint protos lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -16,6 +16,9 @@ demo: .venv/installed ## load a real social graph into the mesh (starting one if
 
 test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: .venv/installed ## the test of feeds on other steps each time: FEEDMESH_SOAK_STEPS of them, 50,000 if not said
+	@FEEDMESH_SOAK_STEPS=$${FEEDMESH_SOAK_STEPS:-50000} exec $(BIN)/python -m pytest -n 0 tests/integration/test_feed_machine.py
 
 lint: .venv/installed ## formatting, lint, types, import contracts, contracts, and that generated code is current
 	$(BIN)/ruff format --check .

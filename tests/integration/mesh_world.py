@@ -469,7 +469,8 @@ class World:
             await self.go_on(0)
 
     async def read_slowly(self, reader: int, number: int) -> None:
-        """A read that builds or completes a list and is held back between reading and writing it."""
+        """A read that builds a list, as it has expired, and is held back between reading and writing it."""
+        await self.expire(reader)
         await self.begin(self.builders[number], self.page(reader, number))
 
     async def advance_slowly(self, number: int) -> None:

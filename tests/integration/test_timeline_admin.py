@@ -8,7 +8,6 @@ import os
 import random
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -18,33 +17,20 @@ import pytest_asyncio
 
 from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
-from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
-from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServicer_to_server
-from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub, add_RankingServiceServicer_to_server
 from feedmesh.timeline.v1 import timeline_pb2
-from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_TimelineServiceServicer_to_server
 from launch.valkey import Running as Valkey
-from runtime import client, consumer, members, postgres
-from runtime.clock import wall_clock
+from runtime import consumer, members, postgres
 from runtime.consumer import Consumer
-from runtime.paging import Cursors
-from runtime.relations import Relations
 from runtime.streams import EVENT, PARTITIONS, create_group, groups_of, stream_key
-from services.graph import servicer as graph_service
 from services.graph import upkeep as graph_upkeep
-from services.post import servicer as post_service
-from services.post.sight import Sights
-from services.ranking import servicer as ranking_service
 from services.timeline import admin, modes, store
-from services.timeline import servicer as timeline_service
 from services.timeline.deliver import Fanout
 from services.timeline.fanout import GROUP
-from services.timeline.feed import Parts
 from services.timeline.timelines import author_key, home_key
-from tests.fakes.databases import Databases, settings_of
-from tests.fakes.serving import serving
-from tests.integration.timeline_stores import TimelineStores, timeline_stores
+from tests.fakes.databases import Databases
+from tests.integration.timeline_stores import TimelineStores
+from tests.integration.whole_mesh import whole_mesh
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -52,7 +38,6 @@ if TYPE_CHECKING:
     from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRET = "a secret of at least 32 characters"
 SETTING = 5
 BOUND_S = 60.0
 NOWHERE = {
@@ -160,57 +145,20 @@ class Operated:
         return await store.modes(self.stores.pool, self.people)
 
 
-def dsn_of(pool: postgres.Pool) -> str:
-    """The database of a pool."""
-    assert isinstance(pool.conninfo, str)
-    return pool.conninfo
-
-
 @pytest_asyncio.fixture
 async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Operated]:
     """A mesh with nobody in it."""
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        graph_pool = await enter(postgres.connect(settings_of(await enter(databases.lend("services.graph")))))
-        post_pool = await enter(postgres.connect(settings_of(await enter(databases.lend("services.post")))))
-        stores = await enter(timeline_stores(databases, valkey))
-        graph_servicer = graph_service.GraphServicer(graph_pool, Cursors(SECRET), 5000)
-        graph_at = await enter(
-            serving(lambda s: add_GraphServiceServicer_to_server(graph_servicer, s), services=(graph_service.SERVICE,))
-        )
-        graph = GraphServiceStub(await enter(client.connect(graph_at.target, graph_service.SERVICE)))
-        post_servicer = post_service.PostServicer(post_pool, Sights(graph), Cursors(SECRET))
-        post_at = await enter(
-            serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(post_service.SERVICE,))
-        )
-        post = PostServiceStub(await enter(client.connect(post_at.target, post_service.SERVICE)))
-        ranking_servicer = ranking_service.RankingServicer(post, wall_clock)
-        ranking_at = await enter(
-            serving(
-                lambda s: add_RankingServiceServicer_to_server(ranking_servicer, s),
-                services=(ranking_service.SERVICE,),
-            )
-        )
-        ranking = RankingServiceStub(await enter(client.connect(ranking_at.target, ranking_service.SERVICE)))
-        parts = Parts(Relations(graph), Cursors(SECRET), await stores.sources(post), graph, post, ranking)
-        timeline_servicer = timeline_service.TimelineServicer(parts)
-        timeline_at = await enter(
-            serving(
-                lambda s: add_TimelineServiceServicer_to_server(timeline_servicer, s),
-                services=(timeline_service.SERVICE,),
-            )
-        )
-        timeline = TimelineServiceStub(await enter(client.connect(timeline_at.target, timeline_service.SERVICE)))
+    async with whole_mesh(databases, valkey, cap=10, slack=3) as whole:
         told = {
-            "POSTGRES_DSN": dsn_of(stores.pool),
-            "REDIS_URL": stores.url,
-            "GRAPH_TARGET": graph_at.target,
-            "POST_TARGET": post_at.target,
-            "TIMELINE_TARGET": timeline_at.target,
+            "POSTGRES_DSN": whole.stores.dsn,
+            "REDIS_URL": whole.stores.url,
+            "GRAPH_TARGET": whole.targets["graph"],
+            "POST_TARGET": whole.targets["post"],
+            "TIMELINE_TARGET": whole.targets["timeline"],
             "PUSH_MAX_FOLLOWERS": str(SETTING),
         }
-        fanout = await stores.fanout(graph, post, limit=SETTING)
-        yield Operated(graph, post, timeline, graph_pool, stores, fanout, told)
+        fanout = await whole.stores.fanout(whole.graph, whole.post, limit=SETTING)
+        yield Operated(whole.graph, whole.post, whole.timeline, whole.graph_pool, whole.stores, fanout, told)
 
 
 @pytest.fixture(autouse=True)
