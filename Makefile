@@ -1,18 +1,24 @@
 # What one can do here. `make help` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test soak lint protos lock clean
+.PHONY: help run demo bench bench-growth test soak lint protos lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 help: ## print what one can do
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 run: .venv/installed ## start the mesh on embedded stores (FEEDMESH_HTTP_PORT, FEEDMESH_DATA_DIR); Ctrl-C stops it
 	@exec $(BIN)/python -m launch --die-with-parent
 
 demo: .venv/installed ## load a real social graph into the mesh (starting one if none runs), then drive it for a minute
 	@exec $(BIN)/python -m bench.demo
+
+bench: .venv/installed ## measure it: the mesh, the floor and the textbook side by side, into bench/results; 10 minutes
+	@exec $(BIN)/python -m bench.suite
+
+bench-growth: .venv/installed ## whether a feed read gets dearer from 10,000 users to 1,000,000
+	@exec $(BIN)/python -m bench.growth
 
 test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -93,7 +93,14 @@ async def find_or_start(console: Console, hold: list[Mesh]) -> AsyncIterator[Mes
         console.print(f"using the mesh that is running on {base}")
         yield Mesh(base)
         return
-    directory = data_dir()
+    async with started(console, hold, number, data_dir()) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def started(console: Console, hold: list[Mesh], number: int, directory: Path) -> AsyncIterator[Mesh]:
+    """A mesh of ours on this port for the block. It is in `hold` from the moment it has a process. Raises DemoError."""
+    base = f"http://{HOST}:{number}"
     console.print(f"starting a mesh on {base}, data in {directory}")
     log = _log_in(directory)
     environment = {**os.environ, "FEEDMESH_HTTP_PORT": str(number), "FEEDMESH_DATA_DIR": str(directory)}

@@ -44,7 +44,7 @@ async def probe(
             followers = community.friends[author]
             [follower] = rng.choices(followers, [community.activity[person] for person in followers])
             post = new_post(client, user_ids[author], rng)
-            fault = await _seen(client, post, user_ids[follower], f"demo-{run}-probe-{number}-{turn}", measured)
+            fault = await seen(client, post, user_ids[follower], f"demo-{run}-probe-{number}-{turn}", measured)
             measured.requests += 1
             if fault is not None:
                 measured.errors += 1
@@ -57,7 +57,7 @@ async def probe(
     return measured
 
 
-async def _seen(client: Client, post: Operation, follower_id: int, key: str, measured: Measured) -> str | None:
+async def seen(client: Client, post: Operation, follower_id: int, key: str, measured: Measured) -> str | None:
     """One probe: what went wrong, or None and a value more."""
     # The follower becomes somebody who reads, if they are not yet: posts are pushed to those only.
     feed = client.url(f"/feed?user_id={follower_id}&order=latest&limit={LIMIT}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -211,7 +211,7 @@ def incoming(scope: Scope, receive: Receive) -> Request:
 
 def own_or_new_id(given: bytes | None) -> str:
     """The client's request id when it is 1 to 128 of A-Z, a-z, 0-9, ".", "_" and "-"; else a new one."""
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def expect_json(headers: Mapping[bytes, bytes]) -> None:

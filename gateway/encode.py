@@ -1,5 +1,8 @@
 """Messages to JSON: one function per message type, compiled from its descriptor at start.
 
+What a response lists is not parsed where its bytes were seen just now: then their JSON is known. A page of a feed is
+mostly posts that others read a moment ago.
+
 The JSON is the API's own and not ProtoJSON: names as in the contract, 64-bit integers as numbers, enums as lower-case
 names without their type's prefix, every field always there (null for an absent `optional` or message), but for a
 `oneof`, of which only the member is there that is set. A field with the `header` option is left out of its message;
@@ -19,15 +22,21 @@ import orjson
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feedmesh.options.v1 import options_pb2
+from runtime import wire
 
 ToJson = Callable[[Any], Any]
 """Takes a message, gives what orjson can write."""
 
 TIMESTAMP = "google.protobuf.Timestamp"
 SECONDS = tuple(f"{second:02d}" for second in range(60))
+KNOWN = 2**13
+"""Listed messages of one type whose JSON is kept."""
+MAX_KNOWN_BYTES = 2**11
+"""Of a message whose JSON is kept: all of one type take some 40 MB at the most."""
 _compiled: dict[str, ToJson] = {}
 
 
@@ -39,7 +48,11 @@ class Encoder:
         body = response.fields_by_name[response_body].message_type if response_body else response
         if body is None:
             raise TypeError(f"{response.full_name}.{response_body}: a response body must be a message")
-        self._to_json = compiled(body)
+        self.listed = [] if response_body else listed(response)
+        """The types of messages that the response holds lists of: it takes their bytes (`wire.closed`)."""
+        self.parse: Callable[[bytes], Any] = wire.closed(response, self.listed).FromString
+        """From bytes to the response as it takes it."""
+        self._to_json = assembled(response, self.listed) if self.listed else compiled(body)
         self.headers = {field.name: header_of(field) for field in response.fields if header_of(field)}
         """Field name to the name of the header that carries it."""
 
@@ -69,22 +82,57 @@ def compiled(message: Descriptor) -> ToJson:
             current = pending.pop()
             if current.full_name not in done and current.full_name != TIMESTAMP:
                 done[current.full_name] = current
-                chosen = choice(current)
-                items = [
-                    f"{field.name!r}: {expression(field, names)}"
-                    for field in body_fields(current)
-                    if field not in chosen
-                ]
-                if chosen:
-                    # One at the most is set: then that is the one added to what is always there.
-                    of_each = [f"{{{field.name!r}: {converted(field, member(field), names)}}}" for field in chosen]
-                    tests = [f"{one} if m.HasField({field.name!r})" for one, field in zip(of_each, chosen, strict=True)]
-                    items.append(f"**({' else '.join([*tests, '{}'])})")
-                source.append(f"def {function(current)}(m): return {{{', '.join(items)}}}")
+                source.append(definition(current, names))
                 pending += [field.message_type for field in body_fields(current) if field.message_type]
         exec("\n".join(source), names)  # noqa: S102 - made of descriptors alone, nothing comes from outside
         _compiled.update({name: names[function(each)] for name, each in done.items()})
     return _compiled[message.full_name]
+
+
+def assembled(response: Descriptor, leaves: list[Descriptor]) -> ToJson:
+    """The function that encodes a response whose lists hold the bytes of messages (`wire.closed`)."""
+    names: dict[str, Any] = {"_timestamp": timestamp}
+    for field in body_fields(response):
+        if field.message_type is not None and field.message_type.full_name != TIMESTAMP:
+            closed = field.message_type in leaves
+            names[function(field.message_type)] = known(field.message_type) if closed else compiled(field.message_type)
+    exec(definition(response, names), names)  # noqa: S102 - as above
+    to_json: ToJson = names[function(response)]
+    return to_json
+
+
+def listed(response: Descriptor) -> list[Descriptor]:
+    """The types of messages that a response holds lists of."""
+    types = [field.message_type for field in body_fields(response) if field.is_repeated]
+    return [each for each in types if each is not None and not each.file.package.startswith("google.")]
+
+
+def known(message: Descriptor) -> Callable[[bytes], orjson.Fragment]:
+    """The function from a message's bytes to its JSON; that of the latest messages is known without parsing them."""
+    parse: Any = GetMessageClass(message).FromString
+    to_json = compiled(message)
+
+    def encode(content: bytes) -> orjson.Fragment:
+        return orjson.Fragment(orjson.dumps(to_json(parse(content))))
+
+    remembered = lru_cache(KNOWN)(encode)
+
+    def look_up(content: bytes) -> orjson.Fragment:
+        return remembered(content) if len(content) <= MAX_KNOWN_BYTES else encode(content)
+
+    return look_up
+
+
+def definition(message: Descriptor, names: dict[str, Any]) -> str:
+    """The source of a message's function; tables that it needs are put into `names`."""
+    chosen = choice(message)
+    items = [f"{field.name!r}: {expression(field, names)}" for field in body_fields(message) if field not in chosen]
+    if chosen:
+        # One at the most is set: then that is the one added to what is always there.
+        of_each = [f"{{{field.name!r}: {converted(field, member(field), names)}}}" for field in chosen]
+        tests = [f"{one} if m.HasField({field.name!r})" for one, field in zip(of_each, chosen, strict=True)]
+        items.append(f"**({' else '.join([*tests, '{}'])})")
+    return f"def {function(message)}(m): return {{{', '.join(items)}}}"
 
 
 def body_fields(message: Descriptor) -> Iterator[FieldDescriptor]:

@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 2**20
 MAX_DRAINED_BYTES = 8 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
-WATCH_AFTER_S = 0.02
+WATCH_AFTER_S = 0.25
 """From when on a read notices that its client left: most have answered by then and never pay for watching."""
 
 T = TypeVar("T")

@@ -23,6 +23,8 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway.encode import Encoder
 from gateway.transcode import Transcoder
+from runtime import coalesce
+from runtime.paging import DEFAULT_LIMIT, MAX_BATCH_POSTS
 
 CONTRACTS: Mapping[str, FileDescriptor] = {
     "graph": graph_pb2.DESCRIPTOR,
@@ -61,13 +63,22 @@ class Route:
         return self.rpc.server_streaming
 
     def call(self, channel: grpc.aio.Channel) -> Call | Stream:
-        """The RPC as a callable over a channel to its service: a Stream where the answer is one."""
+        """The RPC as a callable over a channel to its service: a Stream where the answer is one.
+
+        Where its contract names a batch of it, calls that come at once go together. What the answer lists stays closed
+        (runtime/wire.py).
+        """
         rpc = self.rpc
+        if many := coalesce.batch_of(rpc):
+            leaves = self.encoder.listed
+            if "limit" not in rpc.input_type.fields_by_name:
+                return coalesce.rpc(channel, rpc, many, leaves=leaves)
+            return coalesce.rpc(channel, rpc, many, leaves=leaves, max_weight=MAX_BATCH_POSTS, weigh=most_posts)
         connected: Any = channel.unary_stream if self.streams else channel.unary_unary
         call: Call | Stream = connected(
             f"/{rpc.containing_service.full_name}/{rpc.name}",
             request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
-            response_deserializer=GetMessageClass(rpc.output_type).FromString,
+            response_deserializer=self.encoder.parse,
         )
         return call
 
@@ -121,6 +132,11 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
         transcoder=Transcoder(rpc.input_type, names, has_body=rule.body == "*"),
         encoder=encoder,
     )
+
+
+def most_posts(request: Any) -> int:
+    """How many posts a page can hold that is asked for."""
+    return max(request.limit, 1) if request.HasField("limit") else DEFAULT_LIMIT
 
 
 def option(rpc: MethodDescriptor, extension: Any) -> Any:

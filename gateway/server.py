@@ -31,9 +31,51 @@ out of the system's buffers, which may be megabytes ahead."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers, and the trailers of a chunked body, together."""
 
+MAX_HELD_BYTES = 64 * 2**10
+"""Of an answer, written in one turn of the event loop, before they are sent."""
+
 
 class HeadTooLarge(Exception):
     """Ends the parsing of a request; uvicorn answers 400 and closes."""
+
+
+class Corked:
+    """A transport that sends what is written in one turn of the event loop together.
+
+    uvicorn writes head and body of an answer one after the other: that would be two system calls.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Holds data until the end of this turn, unless it is much."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._send()
+
+    def close(self) -> None:
+        """Sends what is held, and closes once it has gone out."""
+        self._send()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        """What waits to be taken, in bytes."""
+        return self._held_bytes + self._transport.get_write_buffer_size()
+
+    def _send(self) -> None:
+        if self._held:
+            data, self._held, self._held_bytes = b"".join(self._held), [], 0
+            self._transport.write(data)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -50,7 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request must come."""
-        super().connection_made(transport)
+        corked: Any = Corked(transport, self.loop)
+        super().connection_made(corked)
         self._timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from runtime import context, errors, metrics
 from runtime.interceptors import (
@@ -52,15 +52,15 @@ def connect(target: str, *services: ServiceDescriptor) -> Channel:
 def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
     """gRPC's service config: round robin over healthy replicas, and retries of reads with a budget.
 
-    A write is what takes a request_id. It is not tried again here: without an idempotency key a second try could take
-    effect twice. Nor is a stream, which may fail when much of it is used already. No `timeout` either: grpcio fires it
-    far too early, so deadlines are set on each call.
+    A write is not tried again here: without an idempotency key a second try could take effect twice. Nor is a stream,
+    which may fail when much of it is used already. No `timeout` either: grpcio fires it far too early, so deadlines are
+    set on each call.
     """
     reads = [
         {"service": service.full_name, "method": method.name}
         for service in services
         for method in service.methods
-        if "request_id" not in method.input_type.fields_by_name and not method.server_streaming
+        if not is_write(method) and not method.server_streaming
     ]
     retry = {
         "maxAttempts": 3,
@@ -77,6 +77,13 @@ def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
     }
 
 
+def is_write(method: MethodDescriptor) -> bool:
+    """Whether an RPC changes something: then it takes a request_id, or items that do."""
+    fields = method.input_type.fields_by_name
+    item = fields["items"].message_type if "items" in fields else None
+    return "request_id" in fields or (item is not None and "request_id" in item.fields_by_name)
+
+
 class Channel(grpc.aio.Channel):
     """A gRPC channel whose calls carry the request's deadline and id, are counted, and raise our errors.
 
@@ -88,7 +95,13 @@ class Channel(grpc.aio.Channel):
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a unary method, as the generated stubs ask for it."""
-        return around(method, self._channel.unary_unary(method, *args, **kwargs))
+        call = around(method, self._channel.unary_unary(method, *args, **kwargs))
+
+        def read_by(parse: Callable[[bytes], Any]) -> Any:
+            return self.unary_unary(method, *args, **(kwargs | {"response_deserializer": parse}))
+
+        call.read_by = read_by  # type: ignore[attr-defined]
+        return call
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that streams its answer, as the generated stubs ask for it. See `around_stream`."""
@@ -123,6 +136,11 @@ class Channel(grpc.aio.Channel):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def read_by(call: Any, parse: Callable[[bytes], Any]) -> Any:
+    """A unary method of a stub as a callable whose answers are parsed by `parse`, as one of wire.closed."""
+    return call.read_by(parse)
 
 
 def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

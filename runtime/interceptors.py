@@ -185,6 +185,13 @@ class Chain(grpc.aio.ServerInterceptor):
             call = interceptor(method, call)
         make: Any = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+            call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=unless_serialized(handler.response_serializer),
         )
         return wrapped
+
+
+def unless_serialized(serialize: Any) -> Callable[[Any], bytes]:
+    """Lets a handler answer with a message or with its bytes."""
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)

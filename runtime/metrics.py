@@ -25,6 +25,13 @@ GRPC_CLIENT_HANDLED = Counter(
     "Calls ended at the client, by status code.",
     ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
 )
+BATCH_ITEMS = Histogram(
+    "feedmesh_batch_items",
+    "Calls that were coalesced into one batch, by what for.",
+    ["batch"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+BATCH_REFUSED = Counter("feedmesh_batch_refused_total", "Calls refused because too many waited.", ["batch"])
 POSTGRES_CONNECTIONS = Gauge("feedmesh_postgres_connections", "Connections of this process's pool.", ["state"])
 POSTGRES_RETRIES = Counter(
     "feedmesh_postgres_transaction_retries_total", "Transactions tried again, by Postgres's error class.", ["error"]

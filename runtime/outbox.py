@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from feedmesh.event.v1 import event_pb2
 from runtime import postgres
 
 
 async def add(connection: postgres.Connection, key: int, event: event_pb2.Event) -> None:
     """Writes an event in the caller's transaction. Events of one `key` share a partition."""
-    await connection.execute(
-        "INSERT INTO outbox (partition_key, event) VALUES (%s, %s)", (key, event.SerializeToString())
-    )
+    await add_all(connection, [(key, event)])
+
+
+async def add_all(connection: postgres.Connection, events: Sequence[tuple[int, event_pb2.Event]]) -> None:
+    """Writes events, each with its key, in the caller's transaction and in this order."""
+    if events:
+        await connection.execute(
+            "INSERT INTO outbox (partition_key, event) SELECT * FROM unnest(%s::bigint[], %s::bytea[])",
+            ([key for key, _ in events], [event.SerializeToString() for _, event in events]),
+        )

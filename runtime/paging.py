@@ -17,10 +17,12 @@ from runtime.errors import InvalidArgument, Violation
 
 MAC_BYTES = 16
 MAX_CURSOR_CHARACTERS = 8192
-MAX_BATCH_POSTS = 500
+MAX_BATCH_POSTS = 640
 """Posts that one answer holds at the most: with an original each can be 42 KB, and a message has 32 MiB."""
 DEFAULT_LIMIT = 20
 """How many a page holds where the request does not say."""
+MAX_LIMIT = 100
+"""How many a page holds at the most."""
 MAX_READS = 10
 
 T = TypeVar("T")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 import psycopg_pool
 from psycopg import AsyncConnection
+from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from pydantic import Field, StringConstraints
@@ -33,6 +37,41 @@ WATCH_S = 1.0
 """Between two looks at whether the database answers."""
 ANSWER_S = 3.0
 """How long it may take to answer: a process that is busy is no reason to call its database ill."""
+
+ELEMENT = np.dtype([("bytes", ">i4"), ("value", ">i8")])
+"""An element of a bigint[] as it travels."""
+BIGINT_OID, BIGINT_ARRAY_OID = 20, 1016
+
+
+class Int8s(NamedTuple):
+    """A bigint[] as Postgres takes it."""
+
+    content: bytes
+
+
+def int8s(values: Collection[int] | npt.NDArray[np.int64]) -> Int8s:
+    """A list of integers as the parameter of a query: as a bigint[], in a tenth of the time that a list takes."""
+    array = values if isinstance(values, np.ndarray) else np.fromiter(values, np.int64, len(values))
+    elements = np.empty(len(array), ELEMENT)
+    elements["bytes"] = 8
+    elements["value"] = array
+    # Dimensions, whether any is null, the elements' type; then each dimension's size and lower bound.
+    head = (1, 0, BIGINT_OID, len(array), 1) if len(array) else (0, 0, BIGINT_OID)
+    return Int8s(struct.pack(f">{len(head)}i", *head) + elements.tobytes())
+
+
+class Int8sDumper(Dumper):
+    """Sends Int8s."""
+
+    format = psycopg.pq.Format.BINARY
+    oid = BIGINT_ARRAY_OID
+
+    def dump(self, obj: Int8s) -> bytes:
+        """The parameter's bytes."""
+        return obj.content
+
+
+psycopg.adapters.register_dumper(Int8s, Int8sDumper)
 
 
 class PostgresSettings(config.Settings):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ TIMEOUT_S = 1.0
 KEPT_S = 60.0
 """How old relations may be while the graph cannot be reached."""
 
+NONE: Ids = np.empty(0, dtype=np.int64)
+
 
 @dataclass
 class Relation:
@@ -54,23 +57,50 @@ class Relation:
         """What it takes of the cache, in ids."""
         return ENTRY_IDS + 2 * len(self.following) + len(self.blocked) + len(self.muted)
 
+    @cached_property
+    def latest_follow(self) -> int:
+        """The id of the viewer's latest follow; 0 without any."""
+        return int(self.follow_ids.max(initial=0))
+
+    @cached_property
+    def followees(self) -> Ids:
+        """Whose posts the viewer reads besides their own: follows without mutes. Shape (n,), rising."""
+        return np.setdiff1d(self.following, self.muted, assume_unique=True) if len(self.muted) else self.following
+
     def follows(self, user_id: int) -> bool:
         """Whether the viewer follows someone."""
         return holds(self.following, user_id)
 
     def blocks(self, user_id: int) -> bool:
         """Whether a block separates the viewer from someone."""
-        return holds(self.blocked, user_id)
+        return user_id in self._blocked
 
     def mutes(self, user_id: int) -> bool:
         """Whether the viewer mutes someone."""
-        return holds(self.muted, user_id)
+        return user_id in self._muted
+
+    # Mostly empty, and asked for every post of every page.
+
+    @cached_property
+    def _blocked(self) -> frozenset[int]:
+        return frozenset(self.blocked.tolist())
+
+    @cached_property
+    def _muted(self) -> frozenset[int]:
+        return frozenset(self.muted.tolist())
 
 
 def holds(rising: Ids, user_id: int) -> bool:
     """Whether an id is among rising ones."""
-    at = int(np.searchsorted(rising, user_id))
+    if not len(rising):
+        return False
+    at = int(rising.searchsorted(user_id))
     return at < len(rising) and int(rising[at]) == user_id
+
+
+def array(ids: Sequence[int]) -> Ids:
+    """Ids of an answer as an array. Most who are new or quiet have none: these share one."""
+    return np.array(ids, dtype=np.int64) if ids else NONE
 
 
 class Relations:
@@ -126,14 +156,14 @@ class Relations:
                 found[viewer_id] = held
                 held.confirmed = max(held.confirmed, asked)
             elif item.version:
-                following = np.array(item.following_ids, dtype=np.int64)
+                following = array(item.following_ids)
                 order = np.argsort(following)
                 relation = found[viewer_id] = Relation(
                     item.version,
                     following[order],
-                    np.array(item.follow_ids, dtype=np.int64)[order],
-                    np.sort(np.array(item.blocked_ids, dtype=np.int64)),
-                    np.sort(np.array(item.muted_ids, dtype=np.int64)),
+                    array(item.follow_ids)[order],
+                    np.sort(array(item.blocked_ids)),
+                    np.sort(array(item.muted_ids)),
                     asked,
                 )
                 if relation.weight() <= CACHED_IDS:

@@ -41,8 +41,8 @@ async def list_follower_ids(pool: Pool, request: pb.BatchListFollowerIdsRequest)
     )
     return pb.BatchListFollowerIdsResponse(
         items=[
-            pb.BatchListFollowerIdsResponse.Item(follower_ids=follower_ids, next_follow_id=next_follow_id)
-            for follower_ids, next_follow_id in pages
+            pb.BatchListFollowerIdsResponse.Item(packed_follower_ids=packed, next_follow_id=next_follow_id)
+            for packed, next_follow_id in pages
         ]
     )
 

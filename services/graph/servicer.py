@@ -86,6 +86,9 @@ class GraphServicer(graph_pb2_grpc.GraphServiceServicer):
             users=[pb.User(user_id=user_id, username=name, private=private) for user_id, name, private in rows]
         )
 
+    async def ListUserChanges(self, request: pb.ListUserChangesRequest, context: Any) -> pb.ListUserChangesResponse:
+        return await users.list_changes(self.pool, request)
+
     async def BatchGetRelations(
         self, request: pb.BatchGetRelationsRequest, context: Any
     ) -> pb.BatchGetRelationsResponse:

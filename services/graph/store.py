@@ -10,7 +10,7 @@ import psycopg
 
 from runtime import errors
 from runtime.counts import Counts
-from runtime.postgres import Connection, Pool, Reader, fetch
+from runtime.postgres import Connection, Pool, Reader, fetch, int8s
 
 USER_COUNTS = Counts("user", "user_id", ("followers", "following"))
 
@@ -335,50 +335,90 @@ async def listed(
     return [(row[0], UserRow(*row[1:])) for row in rows]
 
 
+async def user_changes(pool: Pool, after: int, limit: int) -> tuple[int, list[int]]:
+    """The version of people as of now, and who changed after one, at most `limit`. Versions are consecutive."""
+    [row] = await fetch(
+        pool,
+        """
+        SELECT coalesce((SELECT version FROM user_version), 1), ARRAY(
+            SELECT user_id FROM user_changes WHERE version > %(after)s ORDER BY version LIMIT %(limit)s)""",
+        {"after": after, "limit": limit},
+    )
+    return row[0], row[1]
+
+
+async def prune_user_changes(pool: Pool, kept: int, limit: int) -> bool:
+    """Deletes up to `limit` changes of people but for the `kept` latest; True when there may be more."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            DELETE FROM user_changes WHERE version IN (
+                SELECT version FROM user_changes WHERE version <= (SELECT version FROM user_version) - %s LIMIT %s)""",
+            (kept, limit),
+        )
+        return cursor.rowcount == limit
+
+
 async def relations(pool: Pool, known: dict[int, int]) -> dict[int, Relations]:
     """By viewer that exists, the relations' version and, where that is not the known one, the relations.
 
-    `known` gives a version for each viewer. One statement, so that version and lists are of one snapshot.
+    `known` gives a version for each viewer.
     """
+    rows = await fetch(
+        pool,
+        "SELECT user_id, relations_version FROM users WHERE user_id = ANY(%(viewers)s) AND erased_at IS NULL",
+        {"viewers": int8s(known)},
+    )
+    found = {row[0]: Relations(row[1], [], [], [], []) for row in rows}
+    # Mostly nothing has changed, and that is all.
+    changed = [viewer_id for viewer_id, its in found.items() if its.version != known[viewer_id]]
+    for viewer_id in changed:
+        del found[viewer_id]
+    return found | await whole_relations(pool, changed) if changed else found
+
+
+async def whole_relations(pool: Pool, viewer_ids: list[int]) -> dict[int, Relations]:
+    """By viewer that exists, the relations with their version. One statement, so that these are of one snapshot."""
     rows = await fetch(
         pool,
         """
         SELECT u.user_id, u.relations_version, coalesce(edges.following_ids, '{}'), coalesce(edges.follow_ids, '{}'),
-               CASE WHEN u.relations_version = k.version THEN '{}' ELSE ARRAY(
+               ARRAY(
                    SELECT target_id FROM blocks WHERE user_id = u.user_id
-                   UNION SELECT user_id FROM blocks WHERE target_id = u.user_id) END,
-               CASE WHEN u.relations_version = k.version THEN '{}' ELSE ARRAY(
-                   SELECT target_id FROM mutes WHERE user_id = u.user_id) END
-        FROM unnest(%(viewers)s::bigint[], %(versions)s::bigint[]) AS k (viewer_id, version)
-        JOIN users u ON u.user_id = k.viewer_id AND u.erased_at IS NULL
+                   UNION SELECT user_id FROM blocks WHERE target_id = u.user_id),
+               ARRAY(SELECT target_id FROM mutes WHERE user_id = u.user_id)
+        FROM users u
         CROSS JOIN LATERAL (
             -- Both see the rows in one order, whichever that is.
             SELECT array_agg(following_id) AS following_ids, array_agg(follow_id) AS follow_ids
-            FROM followers WHERE follower_id = u.user_id AND u.relations_version <> k.version
-        ) edges""",
-        {"viewers": list(known), "versions": list(known.values())},
+            FROM followers WHERE follower_id = u.user_id
+        ) edges
+        WHERE u.user_id = ANY(%(viewers)s) AND u.erased_at IS NULL""",
+        {"viewers": int8s(viewer_ids)},
     )
     return {row[0]: Relations(*row[1:]) for row in rows}
 
 
-async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[tuple[list[int], int]]:
+async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[tuple[bytes, int]]:
     """Pages of followers, newest follow first, each of (user, follow ids below, limit), one for one.
 
-    Each with the id of its last follow where more come after it, or 0. One index-only scan a page.
+    Followers are packed, 8 bytes each, big-endian: nobody looks at them one by one. Each page with the id of its last
+    follow where more come after it, or 0. One index-only scan a page.
     """
     rows = await fetch(
         pool,
         """
-        SELECT coalesce(page.follower_ids, '{}'), coalesce(page.follow_ids[item.size], 0)
+        SELECT coalesce(page.packed, ''), CASE WHEN EXISTS (
+            SELECT FROM followers WHERE following_id = item.user_id AND follow_id < page.last_follow_id
+        ) THEN page.last_follow_id ELSE 0 END
         FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::integer[])
             WITH ORDINALITY AS item (user_id, before, size, place)
         CROSS JOIN LATERAL (
-            SELECT array_agg(follower_id) AS follower_ids, array_agg(follow_id) AS follow_ids
+            SELECT string_agg(int8send(follower_id), '') AS packed, min(follow_id) AS last_follow_id
             FROM (
                 SELECT follower_id, follow_id FROM followers
                 WHERE following_id = item.user_id AND follow_id < item.before
-                -- One more than the page tells whether anything comes after it.
-                ORDER BY follow_id DESC LIMIT item.size + 1
+                ORDER BY follow_id DESC LIMIT item.size
             ) AS edge
         ) AS page
         ORDER BY item.place""",
@@ -388,10 +428,7 @@ async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[tu
             "sizes": [size for _, _, size in pages],
         },
     )
-    return [
-        (found[:size], last_follow_id if len(found) > size else 0)
-        for (found, last_follow_id), (_, _, size) in zip(rows, pages, strict=True)
-    ]
+    return [(packed, next_follow_id) for packed, next_follow_id in rows]
 
 
 async def follower_counts(pool: Pool, user_ids: list[int]) -> dict[int, int]:

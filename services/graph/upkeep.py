@@ -1,16 +1,17 @@
 """The graph's upkeep worker: `python -m services.graph.upkeep [--once]`.
 
-Folds count deltas, clears away what hung on erased people, prunes old answers.
+Folds count deltas, clears away what hung on erased people, prunes old answers and changes.
 """
 
 from __future__ import annotations
 
 from runtime import config, counts, idempotency, postgres, upkeep
-from services.graph import follows, store
+from services.graph import follows, store, users
 from services.graph.config import UpkeepSettings
 
 SWEPT_PEOPLE = 10
 SWEPT_ROWS = 200
+PRUNE_BATCH = 5_000
 
 
 def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
@@ -18,6 +19,9 @@ def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
     return (
         upkeep.Task("fold_counts", 0.2, lambda: counts.fold(pool, store.USER_COUNTS)),
         upkeep.Task("sweep_erased_users", 1, lambda: sweep_erased_users(pool)),
+        upkeep.Task(
+            "prune_user_changes", 60, lambda: store.prune_user_changes(pool, 2 * users.MAX_CHANGES, PRUNE_BATCH)
+        ),
         upkeep.Task("prune_idempotency_keys", 60, lambda: idempotency.prune(pool)),
     )
 

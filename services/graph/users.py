@@ -8,6 +8,8 @@ from runtime import errors, idempotency, ids, outbox, postgres
 from runtime.postgres import Connection, Pool
 from services.graph import store
 
+MAX_CHANGES = 1_000
+"""Changes of people that are told one by one."""
 NO_ACTOR = 0
 """Whose idempotency keys those of people are who have no id yet."""
 
@@ -55,6 +57,13 @@ async def delete_user(pool: Pool, request: pb.DeleteUserRequest) -> pb.DeleteUse
 
     # Again has the same effect: no answer is kept, and so no trace of the key.
     return await postgres.transact(pool, work)
+
+
+async def list_changes(pool: Pool, request: pb.ListUserChangesRequest) -> pb.ListUserChangesResponse:
+    """Who changed since a version; whether anybody may have, where these are too many."""
+    version, user_ids = await store.user_changes(pool, request.after_version, MAX_CHANGES)
+    many = version - request.after_version > MAX_CHANGES
+    return pb.ListUserChangesResponse(version=version, user_ids=() if many else set(user_ids), many=many)
 
 
 async def count_traces(pool: Pool, user_id: int) -> pb.CountTracesResponse:

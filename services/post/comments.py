@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from feedmesh.event.v1 import event_pb2
@@ -10,27 +11,46 @@ from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
 from services.post import store
+from services.post.acts import Act, perform, still
+from services.post.hot import HotPosts
 from services.post.hydrate import not_found
-from services.post.likes import still
 from services.post.sight import Sights
 
 
-async def create_comment(pool: Pool, sights: Sights, request: pb.CreateCommentRequest) -> pb.CreateCommentResponse:
-    """Comments on a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    username = await sights.people.require(request.user_id)
-    seen, _ = await sights.target(pool, request.user_id, request.post_id)
+async def create_comments(
+    pool: Pool, sights: Sights, requests: Sequence[pb.CreateCommentRequest]
+) -> list[pb.CreateCommentResponse | errors.Error]:
+    """Comments on posts, or says of each why not: NotFound (USER_NOT_FOUND, POST_NOT_FOUND). Raises Unavailable."""
 
-    async def work(connection: Connection) -> pb.CreateCommentResponse:
-        on = await still(connection, request.post_id, seen)
-        comment_id = await store.insert_comment(connection, request.user_id, on, request.content)
-        fact = event_pb2.CommentCreated(
-            comment_id=comment_id, post_id=on.post_id, author_id=on.author_id, user_id=request.user_id
+    async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreateCommentResponse | errors.Error]:
+        targets = await still(connection, acts)
+        written = [(act, on) for act, on in zip(acts, targets, strict=True) if isinstance(on, store.Target)]
+        comment_ids = await store.insert_comments(
+            connection, [store.NewComment(act.request.user_id, *on, act.request.content) for act, on in written]
         )
-        await outbox.add(connection, on.post_id, event_pb2.Event(comment_created=fact))
-        row = store.CommentRow(comment_id, on.post_id, request.user_id, on.author_id, request.content, False)
-        return pb.CreateCommentResponse(comment=present(row, username))
+        comments = [
+            store.CommentRow(comment_id, on.post_id, act.request.user_id, on.author_id, act.request.content, False)
+            for (act, on), comment_id in zip(written, comment_ids, strict=True)
+        ]
+        await tell_created(connection, comments)
+        left = iter(comments)
+        return [
+            pb.CreateCommentResponse(comment=present(next(left), act.username)) if isinstance(on, store.Target) else on
+            for act, on in zip(acts, targets, strict=True)
+        ]
 
-    return await idempotency.write(pool, request, request.user_id, pb.CreateCommentResponse, work)
+    return await perform(pool, sights, requests, pb.CreateCommentResponse, work)
+
+
+async def tell_created(connection: Connection, comments: Sequence[store.CommentRow]) -> None:
+    """Writes the events of new comments."""
+    facts = [
+        event_pb2.CommentCreated(
+            comment_id=row.comment_id, post_id=row.post_id, author_id=row.author_id, user_id=row.user_id
+        )
+        for row in comments
+    ]
+    await outbox.add_all(connection, [(fact.post_id, event_pb2.Event(comment_created=fact)) for fact in facts])
 
 
 async def list_comments(
@@ -60,13 +80,13 @@ async def list_comments(
     )
 
 
-async def delete_comment(pool: Pool, sights: Sights, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
+async def delete_comment(hot: HotPosts, sights: Sights, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
     """Deletes a comment of one's own, or under a post of one's own.
 
     Raises NotFound (COMMENT_NOT_FOUND), Forbidden (NOT_OWNER).
     """
-    under = await store.post_of_comment(pool, request.comment_id)
-    seen, _ = await sights.target(pool, request.user_id, under or request.comment_id)
+    under = await store.post_of_comment(hot.pool, request.comment_id) or request.comment_id
+    seen, _ = await sights.target(hot.pool, request.user_id, under)
 
     async def work(connection: Connection) -> pb.DeleteCommentResponse:
         row = await store.lock_comment(connection, request.comment_id)
@@ -81,7 +101,9 @@ async def delete_comment(pool: Pool, sights: Sights, request: pb.DeleteCommentRe
             await outbox.add(connection, row.post_id, event_pb2.Event(comment_deleted=fact))
         return pb.DeleteCommentResponse()
 
-    return await idempotency.write(pool, request, request.user_id, pb.DeleteCommentResponse, work)
+    answer = await idempotency.write(hot.pool, request, request.user_id, pb.DeleteCommentResponse, work)
+    hot.drop([under])
+    return answer
 
 
 def present(row: store.CommentRow, username: str) -> pb.Comment:

@@ -41,9 +41,9 @@ async def erase(pool: postgres.Pool) -> bool:
 async def step(connection: postgres.Connection, user_id: int) -> bool:
     """One step for one person; whether it found anything to remove."""
     found = 0
-    for on in await store.take_likes(connection, user_id, ROWS):
-        await likes.tell(connection, user_id, on, now_liked=False)
-        found += 1
+    taken = await store.take_likes(connection, user_id, ROWS)
+    await likes.tell(connection, [store.Like(user_id, *on) for on in taken], liked=False)
+    found += len(taken)
     for comment_id, post_id in await store.take_comments(connection, user_id, ROWS):
         fact = event_pb2.CommentDeleted(comment_id=comment_id, post_id=post_id)
         await outbox.add(connection, post_id, event_pb2.Event(comment_deleted=fact))

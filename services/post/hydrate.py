@@ -1,47 +1,217 @@
-"""Hydration: from ids to posts as a viewer sees them, with names, counts and the viewer's own likes."""
+"""Hydration: from ids to posts as a viewer sees them, with names, counts and the viewer's own likes.
+
+What is the same for everybody is serialized once a post (hot.py); what a viewer sees besides is added to these bytes:
+serialized messages that follow each other are one message with the fields of both.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import errors, ids
+from runtime import errors, wire
 from runtime.postgres import Pool
+from runtime.relations import holds
 from services.post import store
+from services.post.hot import HotPost, HotPosts
+from services.post.people import Person
 from services.post.sight import STRANGER, Sight, Sights, Viewer
 
+Read = Callable[[Collection[int]], Awaitable[dict[int, HotPost]]]
+"""Reads those of some posts that there are."""
+Likes = Mapping[tuple[int, int], bool]
+"""Who likes what, and whether since lately: as `store.liked`."""
 
-async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[list[pb.Post]]:
-    """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for.
+ReadLikes = Callable[[list[tuple[int, int]]], Awaitable[Likes]]
+"""Reads which of some pairs of user and post are likes."""
+
+LIKED = pb.Post(liked=True).SerializeToString()
+WithOriginal = wire.closed(pb.Post.DESCRIPTOR, [pb.Post.DESCRIPTOR])
+"""A post with its original's bytes."""
+
+
+class Page(NamedTuple):
+    """A page of a feed that is asked for."""
+
+    viewer: Viewer
+    post_ids: Sequence[int]
+    sharers_up_to: int | None
+    """The highest id of a plain share that counts; None for a page without sharers."""
+
+
+class Shown(NamedTuple):
+    """A page as its viewer sees it: what may be seen, in the order asked for."""
+
+    posts: list[bytes]
+    """Serialized."""
+    rows: list[store.PostRow]
+    """The same, one for one."""
+    shares: list[tuple[int, int, int]]
+    """Plain shares of them by those whom the viewer reads, newest first: share, sharer, original."""
+
+
+async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) -> list[Shown]:
+    """Pages of feeds, of posts as they were at most half a second ago, but for what their viewers did.
 
     Raises Unavailable.
     """
-    rows = await store.posts(pool, {post_id for _, post_ids in pages for post_id in post_ids})
-    if originals := {row.shared_post_id for row in rows.values() if row.shared_post_id is not None} - rows.keys():
-        rows |= await store.posts(pool, originals)
-    likeable = [
-        (viewer.user_id, shown_id)
-        for viewer, post_ids in pages
-        if viewer.user_id != STRANGER
-        for shown_id in {other for post_id in post_ids if post_id in rows for other in shown(rows[post_id])}
+    begun_s = time.monotonic()
+    viewers = {page.viewer.user_id for page in pages}
+    lately: set[int] = set()
+
+    async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
+        return await hot.of(post_ids, viewers)
+
+    async def likes(pairs: list[tuple[int, int]]) -> Likes:
+        liked, shared = await store.acts(hot.pool, pairs)
+        lately.update(shared, (post_id for (_, post_id), recently in liked.items() if recently))
+        return liked
+
+    posts, liked, seen = await look(sights, [(page.viewer, page.post_ids) for page in pages], read, likes)
+    # What a viewer liked or shared a moment ago counts, where it was read before.
+    if counted := {post_id for post_id in lately if post_id in posts and posts[post_id].read_s < begun_s}:
+        anew = await hot.read(counted)
+        posts = {post_id: post for post_id, post in posts.items() if post_id not in counted} | anew
+    shares = [
+        await shares_seen(hot.pool, posts, page, sight)
+        if page.sharers_up_to is not None and sight.relation is not None
+        else {}
+        for page, sight in zip(pages, seen, strict=True)
     ]
-    # What is not there is asked for as what may not be seen is, so that the time tells nothing.
-    authors = {row.user_id for row in rows.values()} or {post_id for _, post_ids in pages for post_id in post_ids}
-    liked, seen = await asyncio.gather(store.liked(pool, likeable), sights.of([viewer for viewer, _ in pages], authors))
+    sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
+    people = await sights.people.of(sharers) if sharers else {}
+    return [
+        show(posts, page, sight, liked, of_page, people)
+        for page, sight, of_page in zip(pages, seen, shares, strict=True)
+    ]
+
+
+async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[list[pb.Post]]:
+    """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for, as of now.
+
+    Raises Unavailable.
+    """
+
+    async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
+        return {post_id: HotPost(row, 0) for post_id, row in (await store.posts(pool, post_ids)).items()}
+
+    posts, liked, seen = await look(sights, pages, read, partial(store.liked, pool), anew=True)
     return [
         [
-            present(rows, row, sight, liked)
+            pb.Post.FromString(present(posts, post, sight, liked))
             for post_id in post_ids
-            if (row := rows.get(post_id)) and sight.sees_post(row, rows.get(row.original_id))
+            if (post := posts.get(post_id)) and sees(sight, posts, post)
         ]
         for sight, (_, post_ids) in zip(seen, pages, strict=True)
     ]
 
 
-def shown(row: store.PostRow) -> tuple[int, ...]:
+async def look(
+    sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]], read: Read, likes: ReadLikes, *, anew: bool = False
+) -> tuple[dict[int, HotPost], Likes, list[Sight]]:
+    """The posts of pages with their originals, who of the viewers likes which, and what each viewer may see.
+
+    With `anew` what is not there is asked for as what may not be seen is, so that the time tells nothing.
+    """
+    posts = await read({post_id for _, post_ids in pages for post_id in post_ids})
+    originals = {post.row.shared_post_id for post in posts.values() if post.row.shared_post_id is not None}
+    if lacking := originals - posts.keys():
+        posts |= await read(lacking)
+    likeable = [
+        (viewer.user_id, shown_id)
+        for viewer, post_ids in pages
+        if viewer.user_id != STRANGER
+        for shown_id in {
+            other for post_id in post_ids if post_id in posts for other in with_original(posts[post_id].row)
+        }
+    ]
+    authors = {post.row.user_id for post in posts.values()}
+    if anew and not authors:
+        authors = {post_id for _, post_ids in pages for post_id in post_ids}
+    viewers = [viewer for viewer, _ in pages]
+    liked, seen = await asyncio.gather(likes(likeable), sights.of(viewers, authors, anew=anew))
+    return posts, liked, seen
+
+
+def with_original(row: store.PostRow) -> tuple[int, ...]:
     """The ids of the posts that are shown with one: itself and its original."""
     return (row.post_id,) if row.shared_post_id is None else (row.post_id, row.shared_post_id)
+
+
+def sees(sight: Sight, posts: Mapping[int, HotPost], post: HotPost) -> bool:
+    """Whether a viewer may see a post, and where that is a plain share its original."""
+    row = post.row
+    if row.original_id == row.post_id:
+        return sight.sees(row.user_id, row.visibility)
+    original = posts.get(row.original_id)
+    return sight.sees_post(row, original.row if original is not None else None)
+
+
+async def shares_seen(
+    pool: Pool, posts: Mapping[int, HotPost], page: Page, sight: Sight
+) -> dict[int, list[tuple[int, int]]]:
+    """By post of a page that was shared: the shares by those whom the viewer reads, newest first, at most 20."""
+    relation, bound = sight.relation, page.sharers_up_to
+    assert relation is not None
+    assert bound is not None
+    found: dict[int, list[tuple[int, int]]] = {}
+    many = []
+    for post_id in page.post_ids:
+        post = posts.get(post_id)
+        if post is None or not post.row.shares:
+            continue
+        if post.shares is None:
+            many.append(post_id)
+        elif kept := [
+            (share_id, sharer_id)
+            for share_id, sharer_id in post.shares
+            if share_id <= bound and (sharer_id == sight.viewer_id or holds(relation.followees, sharer_id))
+        ]:
+            found[post_id] = kept[: store.MAX_SHARERS]
+    if many:
+        for share_id, sharer_id, post_id in await store.sharers(
+            pool, many, [*relation.followees.tolist(), sight.viewer_id], bound
+        ):
+            found.setdefault(post_id, []).append((share_id, sharer_id))
+    return found
+
+
+def show(
+    posts: Mapping[int, HotPost],
+    page: Page,
+    sight: Sight,
+    liked: Likes,
+    shares: Mapping[int, Sequence[tuple[int, int]]],
+    people: Mapping[int, Person | None],
+) -> Shown:
+    """A page as its viewer sees it. `people` are those who shared."""
+    shown = Shown([], [], [])
+    in_feed = page.sharers_up_to is not None
+    for post_id in page.post_ids:
+        post = posts.get(post_id)
+        if post is None or not sees(sight, posts, post):
+            continue
+        content = present(posts, post, sight, liked, in_feed=in_feed)
+        if of_post := shares.get(post_id):
+            shown.shares.extend((share_id, sharer_id, post_id) for share_id, sharer_id in of_post)
+            content += pb.Post(shared_by=named(of_post, people)).SerializeToString()
+        shown.posts.append(content)
+        shown.rows.append(post.row)
+    shown.shares.sort(reverse=True)
+    return shown
+
+
+def named(shares: Iterable[tuple[int, int]], people: Mapping[int, Person | None]) -> list[pb.Sharer]:
+    """Sharers with their names, "" where the graph cannot be asked. Whoever does not exist was erased a moment ago."""
+    return [
+        pb.Sharer(user_id=sharer_id, username=person.name if person is not None else "")
+        for _, sharer_id in shares
+        if (person := people.get(sharer_id)) is not None or sharer_id not in people
+    ]
 
 
 async def hydrate_one(pool: Pool, sights: Sights, post_id: int, viewer_id: int) -> pb.Post:
@@ -53,32 +223,34 @@ async def hydrate_one(pool: Pool, sights: Sights, post_id: int, viewer_id: int) 
 
 
 def present(
-    rows: Mapping[int, store.PostRow],
-    row: store.PostRow,
+    posts: Mapping[int, HotPost],
+    post: HotPost,
     sight: Sight,
-    liked: set[tuple[int, int]],
+    liked: Likes,
     *,
     nested: bool = False,
-) -> pb.Post:
-    """A post as the viewer sees it; its original, one level deep, where that may be seen."""
-    counted = rows[row.original_id]
-    post = pb.Post(
-        post_id=row.post_id,
-        user_id=row.user_id,
-        username=sight.name(row.user_id),
-        content=row.content,
-        media_url=row.media_url,
-        created_at=ids.timestamp(row.post_id),
-        visibility=pb.Visibility.ValueType(row.visibility),
-        likes=counted.likes,
-        comments=counted.comments,
-        shares=counted.shares,
-        liked=(sight.viewer_id, counted.post_id) in liked,
-    )
-    original = rows.get(row.shared_post_id) if row.shared_post_id is not None and not nested else None
-    if original is not None and sight.sees(original.user_id, original.visibility):
-        post.shared_post.CopyFrom(present(rows, original, sight, liked, nested=True))
-    return post
+    in_feed: bool = False,
+) -> bytes:
+    """A post as the viewer sees it, serialized; its original, one level deep, where that may be seen.
+
+    In a feed the original of somebody whom the viewer mutes is left out.
+    """
+    row = post.row
+    content = post.public(sight.name(row.user_id))
+    if row.original_id != row.post_id:
+        counted = posts[row.original_id].row
+        content += pb.Post(likes=counted.likes, comments=counted.comments, shares=counted.shares).SerializeToString()
+    if (sight.viewer_id, row.original_id) in liked:
+        content += LIKED
+    original = posts.get(row.shared_post_id) if row.shared_post_id is not None and not nested else None
+    if (
+        original is not None
+        and sight.sees(original.row.user_id, original.row.visibility)
+        and not (in_feed and sight.relation is not None and sight.relation.mutes(original.row.user_id))
+    ):
+        whole = present(posts, original, sight, liked, nested=True)
+        content += WithOriginal(shared_post=whole).SerializeToString()
+    return content
 
 
 def not_found(post_id: int) -> errors.NotFound:

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import idempotency, outbox
+from runtime import errors, outbox
 from runtime.postgres import Connection, Pool
 from services.post import store
-from services.post.hydrate import not_found
+from services.post.acts import Act, perform, still
 from services.post.sight import Sights
 
 
-async def like_post(pool: Pool, sights: Sights, request: pb.LikePostRequest) -> pb.LikePostResponse:
-    """Likes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    await sights.people.require(request.user_id)
-    seen, _ = await sights.target(pool, request.user_id, request.post_id)
-
-    async def work(connection: Connection) -> pb.LikePostResponse:
-        liked = await still(connection, request.post_id, seen)
-        if await store.insert_like(connection, request.user_id, liked):
-            await tell(connection, request.user_id, liked, now_liked=True)
-        return pb.LikePostResponse(
-            post_id=liked.post_id, liked=True, likes=await store.likes(connection, liked.post_id)
-        )
-
-    return await idempotency.write(pool, request, request.user_id, pb.LikePostResponse, work)
+async def like_posts(
+    pool: Pool, sights: Sights, requests: Sequence[pb.LikePostRequest]
+) -> list[pb.LikePostResponse | errors.Error]:
+    """Likes posts, or says of each why not: NotFound (USER_NOT_FOUND, POST_NOT_FOUND). Raises Unavailable."""
+    return await change(pool, sights, requests, pb.LikePostResponse, store.insert_likes, liked=True)
 
 
-async def unlike_post(pool: Pool, sights: Sights, request: pb.UnlikePostRequest) -> pb.UnlikePostResponse:
-    """Takes a like back. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
-    await sights.people.require(request.user_id)
-    seen, _ = await sights.target(pool, request.user_id, request.post_id)
-
-    async def work(connection: Connection) -> pb.UnlikePostResponse:
-        liked = await still(connection, request.post_id, seen)
-        if await store.delete_like(connection, request.user_id, liked.post_id):
-            await tell(connection, request.user_id, liked, now_liked=False)
-        return pb.UnlikePostResponse(
-            post_id=liked.post_id, liked=False, likes=await store.likes(connection, liked.post_id)
-        )
-
-    return await idempotency.write(pool, request, request.user_id, pb.UnlikePostResponse, work)
+async def unlike_posts(
+    pool: Pool, sights: Sights, requests: Sequence[pb.UnlikePostRequest]
+) -> list[pb.UnlikePostResponse | errors.Error]:
+    """Takes likes back, or says of each why not: NotFound (USER_NOT_FOUND, POST_NOT_FOUND). Raises Unavailable."""
+    return await change(pool, sights, requests, pb.UnlikePostResponse, store.delete_likes, liked=False)
 
 
-async def tell(connection: Connection, user_id: int, on: store.Target, *, now_liked: bool) -> None:
-    """Writes the event of a like given or taken back."""
-    fact = event_pb2.LikeChanged(post_id=on.post_id, author_id=on.author_id, user_id=user_id, liked=now_liked)
-    await outbox.add(connection, on.post_id, event_pb2.Event(like_changed=fact))
+async def change(
+    pool: Pool,
+    sights: Sights,
+    requests: Sequence[Any],
+    response: Any,
+    write: Callable[[Connection, Iterable[store.Like]], Awaitable[list[store.Like]]],
+    *,
+    liked: bool,
+) -> list[Any]:
+    """Makes requests true by `write`, which gives what it changed; answers them with a `response` each."""
+
+    async def work(connection: Connection, acts: Sequence[Act]) -> list[Any]:
+        targets = await still(connection, acts)
+        likes = {
+            store.Like(act.request.user_id, *on)
+            for act, on in zip(acts, targets, strict=True)
+            if isinstance(on, store.Target)
+        }
+        await tell(connection, await write(connection, likes), liked=liked)
+        counts = await store.likes_of(connection, {like.post_id for like in likes})
+        return [
+            response(post_id=on.post_id, liked=liked, likes=counts[on.post_id]) if isinstance(on, store.Target) else on
+            for on in targets
+        ]
+
+    return await perform(pool, sights, requests, response, work, named=False)
 
 
-async def still(connection: Connection, post_id: int, seen: store.Target | None) -> store.Target:
-    """What an act on a post goes to, which the actor could see just now (None: could not).
-
-    In the act's transaction, where a repeated request gets its first answer whatever may be seen by now. Raises
-    NotFound (POST_NOT_FOUND).
-    """
-    if seen is None or not await store.is_there(connection, post_id):
-        raise not_found(post_id)
-    return seen
+async def tell(connection: Connection, likes: Iterable[store.Like], *, liked: bool) -> None:
+    """Writes the events of likes given or taken back."""
+    facts = [
+        event_pb2.LikeChanged(post_id=like.post_id, author_id=like.author_id, user_id=like.user_id, liked=liked)
+        for like in likes
+    ]
+    await outbox.add_all(connection, [(fact.post_id, event_pb2.Event(like_changed=fact)) for fact in facts])

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
 from services.post import store
+from services.post.acts import Act, perform, still
+from services.post.hot import HotPost, HotPosts
 from services.post.hydrate import hydrate, not_found, present
-from services.post.likes import still
 from services.post.sight import Sights, Viewer
 
 
-async def create_post(pool: Pool, sights: Sights, request: pb.CreatePostRequest) -> pb.CreatePostResponse:
-    """Publishes a post. Raises NotFound (USER_NOT_FOUND)."""
-    username = await sights.people.require(request.user_id)
-    visibility = request.visibility or pb.VISIBILITY_PUBLIC
+async def create_posts(
+    pool: Pool, sights: Sights, requests: Sequence[pb.CreatePostRequest]
+) -> list[pb.CreatePostResponse | errors.Error]:
+    """Publishes posts, or says of each why not: NotFound (USER_NOT_FOUND). Raises Unavailable."""
 
-    async def work(connection: Connection) -> pb.CreatePostResponse:
-        post_id = await store.insert_post(
-            connection, request.user_id, request.content, request.media_url, visibility=visibility
-        )
-        await tell_created(connection, request.user_id, post_id, original_id=post_id)
-        return pb.CreatePostResponse(
-            post=pb.Post(
-                post_id=post_id,
-                user_id=request.user_id,
-                username=username,
-                content=request.content,
-                media_url=request.media_url,
-                created_at=ids.timestamp(post_id),
-                visibility=visibility,
+    async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreatePostResponse]:
+        new = [
+            store.NewPost(
+                act.request.user_id,
+                act.request.content,
+                act.request.media_url,
+                act.request.visibility or pb.VISIBILITY_PUBLIC,
             )
+            for act in acts
+        ]
+        post_ids = await store.insert_posts(connection, new)
+        posts = [
+            pb.Post(
+                post_id=post_id,
+                user_id=row.user_id,
+                username=act.username,
+                content=row.content,
+                media_url=row.media_url,
+                created_at=ids.timestamp(post_id),
+                visibility=pb.Visibility.ValueType(row.visibility),
+            )
+            for act, row, post_id in zip(acts, new, post_ids, strict=True)
+        ]
+        await tell_created(
+            connection,
+            *(
+                event_pb2.PostCreated(post_id=post.post_id, author_id=post.user_id, original_id=post.post_id)
+                for post in posts
+            ),
         )
+        return [pb.CreatePostResponse(post=post) for post in posts]
 
-    return await idempotency.write(pool, request, request.user_id, pb.CreatePostResponse, work)
+    return await perform(pool, sights, requests, pb.CreatePostResponse, work)
 
 
 async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -> pb.SharePostResponse:
@@ -44,28 +62,23 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
     seen, sight = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.SharePostResponse:
-        original = await still(connection, request.post_id, seen)
+        [original] = await still(connection, [Act(request, username, seen)])
+        if isinstance(original, errors.Error):
+            raise original
         if request.content.strip():
-            share_id = await store.insert_post(
-                connection,
-                request.user_id,
-                request.content,
-                "",
-                visibility=pb.VISIBILITY_PUBLIC,
-                shared_post_id=original.post_id,
-            )
+            quote = store.NewPost(request.user_id, request.content, "", pb.VISIBILITY_PUBLIC, original.post_id)
+            [share_id] = await store.insert_posts(connection, [quote])
             await store.add_delta(connection, original.post_id, shares=1)
-            await tell_created(
-                connection, request.user_id, share_id, original_id=share_id, shared_post_id=original.post_id
-            )
+            await tell_created(connection, shared(request.user_id, share_id, share_id, original))
         else:
             share_id = await share_plainly(connection, request.user_id, original)
         rows = await store.posts(connection, [share_id, original.post_id])
+        shown = {post_id: HotPost(row, 0) for post_id, row in rows.items()}
         if len(rows) < 2:
             # The original was deleted meanwhile: nothing is written.
             raise not_found(request.post_id)
         liked = await store.liked(connection, [(request.user_id, original.post_id)])
-        post = present(rows, rows[share_id], sight, liked)
+        post = pb.Post.FromString(present(shown, shown[share_id], sight, liked))
         post.username = username
         # The stored answer holds nothing of anybody else: it outlives the original by up to a day.
         post.ClearField("shared_post")
@@ -85,27 +98,28 @@ async def share_plainly(connection: Connection, user_id: int, original: store.Ta
     while True:
         # Between the two statements the share that was in the way may have been taken back: then it is made again.
         if share_id := await store.insert_plain_share(connection, user_id, original):
-            await tell_created(
-                connection, user_id, share_id, original_id=original.post_id, shared_post_id=original.post_id
-            )
+            await tell_created(connection, shared(user_id, share_id, original.post_id, original))
             return share_id
         if share_id := await store.plain_share(connection, user_id, original):
             return share_id
 
 
-async def tell_created(
-    connection: Connection, author_id: int, post_id: int, *, original_id: int, shared_post_id: int = 0
-) -> None:
-    """Writes the event of a new post, share or quote."""
-    fact = event_pb2.PostCreated(
-        post_id=post_id, author_id=author_id, original_id=original_id, shared_post_id=shared_post_id
+def shared(user_id: int, share_id: int, original_id: int, of: store.Target) -> event_pb2.PostCreated:
+    """What is told of a new share or quote of a post."""
+    return event_pb2.PostCreated(
+        post_id=share_id, author_id=user_id, original_id=original_id, shared_post_id=of.post_id
     )
-    await outbox.add(connection, author_id, event_pb2.Event(post_created=fact))
 
 
-async def delete_post(pool: Pool, sights: Sights, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
+async def tell_created(connection: Connection, *facts: event_pb2.PostCreated) -> None:
+    """Writes the events of new posts, shares and quotes."""
+    await outbox.add_all(connection, [(fact.author_id, event_pb2.Event(post_created=fact)) for fact in facts])
+
+
+async def delete_post(hot: HotPosts, sights: Sights, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
     """Deletes one's own post. Raises NotFound (POST_NOT_FOUND), Forbidden (NOT_OWNER)."""
-    seen, _ = await sights.target(pool, request.user_id, request.post_id)
+    seen, _ = await sights.target(hot.pool, request.user_id, request.post_id)
+    changed = {request.post_id}
 
     async def work(connection: Connection) -> pb.DeletePostResponse:
         row = await store.lock_post(connection, request.post_id)
@@ -116,9 +130,12 @@ async def delete_post(pool: Pool, sights: Sights, request: pb.DeletePostRequest)
             raise errors.Forbidden("NOT_OWNER", "the post is someone else's")
         if not row.deleted:
             await remove(connection, row)
+            changed.add(row.shared_post_id or request.post_id)
         return pb.DeletePostResponse()
 
-    return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)
+    answer = await idempotency.write(hot.pool, request, request.user_id, pb.DeletePostResponse, work)
+    hot.drop(changed)
+    return answer
 
 
 async def remove(connection: Connection, row: store.LockedPost) -> None:

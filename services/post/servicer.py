@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
+from runtime import errors
+from runtime.coalesce import Coalescer
 from runtime.paging import Cursors, require_fitting
 from runtime.postgres import Pool
 from services.post import audit, comments, export, likes, posts, skeleton
-from services.post.hydrate import hydrate, hydrate_one
-from services.post.sight import Sights, Viewer
+from services.post.acts import MAX_BATCH, outcomes
+from services.post.hot import HotPosts
+from services.post.hydrate import hydrate_one
+from services.post.sight import Sights
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PostService"]
 
@@ -25,47 +30,104 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     sights: Sights
     cursors: Cursors
 
+    @cached_property
+    def hot(self) -> HotPosts:
+        """The posts that feeds showed last."""
+        return HotPosts(self.pool)
+
+    # What comes alone goes together with what else comes alone.
+
+    @cached_property
+    def _create_post(self) -> Coalescer[pb.CreatePostRequest, pb.CreatePostResponse]:
+        return Coalescer("CreatePost", self._create_posts, max_weight=MAX_BATCH)
+
+    @cached_property
+    def _like_post(self) -> Coalescer[pb.LikePostRequest, pb.LikePostResponse]:
+        return Coalescer("LikePost", self._like_posts, max_weight=MAX_BATCH)
+
+    @cached_property
+    def _unlike_post(self) -> Coalescer[pb.UnlikePostRequest, pb.UnlikePostResponse]:
+        return Coalescer("UnlikePost", self._unlike_posts, max_weight=MAX_BATCH)
+
+    @cached_property
+    def _create_comment(self) -> Coalescer[pb.CreateCommentRequest, pb.CreateCommentResponse]:
+        return Coalescer("CreateComment", self._create_comments, max_weight=MAX_BATCH)
+
+    # After each write feeds of this process show the new counts.
+
+    async def _create_posts(
+        self, requests: Sequence[pb.CreatePostRequest]
+    ) -> list[pb.CreatePostResponse | errors.Error]:
+        return await posts.create_posts(self.pool, self.sights, requests)
+
+    async def _like_posts(self, requests: Sequence[pb.LikePostRequest]) -> list[pb.LikePostResponse | errors.Error]:
+        results = await likes.like_posts(self.pool, self.sights, requests)
+        self.hot.drop([each.post_id for each in results if not isinstance(each, errors.Error)])
+        return results
+
+    async def _unlike_posts(
+        self, requests: Sequence[pb.UnlikePostRequest]
+    ) -> list[pb.UnlikePostResponse | errors.Error]:
+        results = await likes.unlike_posts(self.pool, self.sights, requests)
+        self.hot.drop([each.post_id for each in results if not isinstance(each, errors.Error)])
+        return results
+
+    async def _create_comments(
+        self, requests: Sequence[pb.CreateCommentRequest]
+    ) -> list[pb.CreateCommentResponse | errors.Error]:
+        results = await comments.create_comments(self.pool, self.sights, requests)
+        self.hot.drop([each.comment.post_id for each in results if not isinstance(each, errors.Error)])
+        return results
+
     async def CreatePost(self, request: pb.CreatePostRequest, context: Any) -> pb.CreatePostResponse:
-        return await posts.create_post(self.pool, self.sights, request)
+        return await self._create_post(request)
+
+    async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, context: Any) -> pb.BatchCreatePostsResponse:
+        return outcomes(pb.BatchCreatePostsResponse(), await self._create_posts(request.items))
 
     async def GetPost(self, request: pb.GetPostRequest, context: Any) -> pb.GetPostResponse:
         return pb.GetPostResponse(post=await hydrate_one(self.pool, self.sights, request.post_id, request.viewer_id))
 
     async def DeletePost(self, request: pb.DeletePostRequest, context: Any) -> pb.DeletePostResponse:
-        return await posts.delete_post(self.pool, self.sights, request)
+        return await posts.delete_post(self.hot, self.sights, request)
 
     async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> pb.ListUserPostsResponse:
         return await posts.list_user_posts(self.pool, self.sights, self.cursors, request)
 
     async def LikePost(self, request: pb.LikePostRequest, context: Any) -> pb.LikePostResponse:
-        return await likes.like_post(self.pool, self.sights, request)
+        return await self._like_post(request)
+
+    async def BatchLikePosts(self, request: pb.BatchLikePostsRequest, context: Any) -> pb.BatchLikePostsResponse:
+        return outcomes(pb.BatchLikePostsResponse(), await self._like_posts(request.items))
 
     async def UnlikePost(self, request: pb.UnlikePostRequest, context: Any) -> pb.UnlikePostResponse:
-        return await likes.unlike_post(self.pool, self.sights, request)
+        return await self._unlike_post(request)
+
+    async def BatchUnlikePosts(self, request: pb.BatchUnlikePostsRequest, context: Any) -> pb.BatchUnlikePostsResponse:
+        return outcomes(pb.BatchUnlikePostsResponse(), await self._unlike_posts(request.items))
 
     async def SharePost(self, request: pb.SharePostRequest, context: Any) -> pb.SharePostResponse:
-        return await posts.share_post(self.pool, self.sights, request)
+        answer = await posts.share_post(self.pool, self.sights, request)
+        self.hot.drop([answer.post.shared_post.post_id])
+        return answer
 
     async def CreateComment(self, request: pb.CreateCommentRequest, context: Any) -> pb.CreateCommentResponse:
-        return await comments.create_comment(self.pool, self.sights, request)
+        return await self._create_comment(request)
+
+    async def BatchCreateComments(
+        self, request: pb.BatchCreateCommentsRequest, context: Any
+    ) -> pb.BatchCreateCommentsResponse:
+        return outcomes(pb.BatchCreateCommentsResponse(), await self._create_comments(request.items))
 
     async def ListComments(self, request: pb.ListCommentsRequest, context: Any) -> pb.ListCommentsResponse:
         return await comments.list_comments(self.pool, self.sights, self.cursors, request)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, context: Any) -> pb.DeleteCommentResponse:
-        return await comments.delete_comment(self.pool, self.sights, request)
+        return await comments.delete_comment(self.hot, self.sights, request)
 
-    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> pb.BatchGetPostsResponse:
+    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(len(item.post_ids) for item in request.items))
-        pages = await hydrate(
-            self.pool,
-            self.sights,
-            [
-                (Viewer(item.viewer_id, item.relations_version, item.relations_kept), item.post_ids)
-                for item in request.items
-            ],
-        )
-        return pb.BatchGetPostsResponse(items=[pb.BatchGetPostsResponse.Item(posts=page) for page in pages])
+        return await skeleton.get_posts(self.hot, self.sights, request)
 
     async def BatchListNewest(self, request: pb.BatchListNewestRequest, context: Any) -> pb.BatchListNewestResponse:
         return await skeleton.list_newest(self.pool, request)

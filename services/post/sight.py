@@ -47,11 +47,11 @@ class Sight:
             return False
         if author_id == self.viewer_id:
             return True
-        if self.relation is not None and not self.kept and self.relation.follows(author_id):
-            return True
         author = self.people.get(author_id)
         # Of whom nothing is known, the account may be private.
-        return visibility == pb.VISIBILITY_PUBLIC and author is not None and not author.private
+        if visibility == pb.VISIBILITY_PUBLIC and author is not None and not author.private:
+            return True
+        return self.relation is not None and not self.kept and self.relation.follows(author_id)
 
     def sees_post(self, row: store.PostRow, original: store.PostRow | None) -> bool:
         """Whether the viewer may see a post, and where that is a plain share its original (None for a deleted one)."""
@@ -62,7 +62,12 @@ class Sight:
         )
 
     def shows(self, user_id: int) -> bool:
-        """Whether someone (one of the people) is there for the viewer at all."""
+        """Whether someone (one of the people) is there for the viewer at all.
+
+        Nobody is for a viewer whose relations are not known while the graph is gone: a block may be among them.
+        """
+        if self.relation is None and self.kept and self.viewer_id != STRANGER:
+            return False
         blocked = self.relation is not None and self.relation.blocks(user_id)
         return not blocked and self.people.get(user_id, ()) is not None
 
@@ -80,15 +85,15 @@ class Sights:
         self.people = People(graph)
         self._relations = Relations(graph)
 
-    async def of(self, viewers: Sequence[Viewer], user_ids: Iterable[int]) -> list[Sight]:
-        """What each viewer may see of these people. Raises Unavailable."""
+    async def of(self, viewers: Sequence[Viewer], user_ids: Iterable[int], *, anew: bool = False) -> list[Sight]:
+        """What each viewer may see of these people; `anew` as in `People.of`. Raises Unavailable."""
         known = [viewer for viewer in viewers if viewer.user_id != STRANGER]
         (relations, kept), found = await asyncio.gather(
             self._relations.of(
                 sorted({viewer.user_id for viewer in known}),
                 {viewer.user_id: viewer.relations_version for viewer in known if viewer.relations_version},
             ),
-            self.people.of(user_ids),
+            self.people.of(user_ids, anew=anew),
         )
         return [
             Sight(viewer.user_id, relations.get(viewer.user_id), found, kept or viewer.relations_kept)
@@ -96,23 +101,39 @@ class Sights:
         ]
 
     async def target(self, pool: Pool, viewer_id: int, post_id: int) -> tuple[store.Target | None, Sight]:
-        """What an act on a post goes to: the post, or the original of a plain share; None where it may not be seen.
+        """What an act on a post goes to, and what the viewer may see of the two authors: as `targets`, of one act."""
+        [found] = await self.targets(pool, [(viewer_id, post_id)])
+        return found
 
-        And what the viewer may see of the two authors. What is not there is asked for as what may not be seen is, so
-        that the time tells nothing. Raises Unavailable.
+    async def targets(self, pool: Pool, acts: Sequence[tuple[int, int]]) -> list[tuple[store.Target | None, Sight]]:
+        """What each act (of a viewer, on a post) goes to: the post, or the original of a plain share; None where it may
+        not be seen. And what the viewer may see of all the authors.
+
+        What is not there is asked for as what may not be seen is, so that the time tells nothing. Raises Unavailable.
         """
-        found = await store.authored(pool, post_id)
-        [sight] = await self.of([Viewer(viewer_id)], {row.author_id for row in found} or {post_id})
-        if not found or not all(sight.sees(row.author_id, row.visibility) for row in found):
-            return None, sight
-        original = found[-1]
-        return store.Target(original.post_id, original.author_id), sight
+        if not acts:
+            return []
+        found = await store.authored(pool, {post_id for _, post_id in acts})
+        authors = {row.author_id for rows in found.values() for row in rows}
+        authors |= {post_id for _, post_id in acts if post_id not in found}
+        seen = await self.of([Viewer(viewer_id) for viewer_id, _ in acts], authors, anew=True)
+        if any(sight.kept and sight.relation is None for sight in seen):
+            # Not of all viewers there are relations from before the graph was gone.
+            raise errors.Unavailable("the graph cannot be reached")
+        return [(aimed(found.get(post_id, []), sight), sight) for (_, post_id), sight in zip(acts, seen, strict=True)]
 
     async def require(self, user_id: int, viewer_id: int) -> Sight:
         """What a viewer may see of one person. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-        [sight] = await self.of([Viewer(viewer_id)], [user_id])
+        [sight] = await self.of([Viewer(viewer_id)], [user_id], anew=True)
         if not sight.shows(user_id):
             raise people.not_found(user_id)
         if user_id not in sight.people:
             raise errors.Unavailable("the graph cannot be reached")
         return sight
+
+
+def aimed(found: Sequence[store.Authored], sight: Sight) -> store.Target | None:
+    """What an act goes to on a post that was found with its original; None where the actor may not see them."""
+    if not found or not all(sight.sees(row.author_id, row.visibility) for row in found):
+        return None
+    return store.Target(found[-1].post_id, found[-1].author_id)

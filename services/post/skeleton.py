@@ -5,22 +5,53 @@ from __future__ import annotations
 import asyncio
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import ids, members
+from runtime import ids, members, wire
 from runtime.postgres import Pool
 from services.post import store
+from services.post.hot import HotPosts
+from services.post.hydrate import Page, hydrate_feeds
+from services.post.sight import Sights, Viewer
 
+Answer = wire.closed(pb.BatchGetPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR])
 NO_ENGAGEMENT = (0, 0, 0, 0.0)
+
+
+async def get_posts(hot: HotPosts, sights: Sights, request: pb.BatchGetPostsRequest) -> bytes:
+    """Each item's posts as its viewer sees them, serialized."""
+    pages = [
+        Page(
+            Viewer(item.viewer_id, item.relations_version, item.relations_kept),
+            item.post_ids,
+            item.sharers_up_to if item.HasField("sharers_up_to") else None,
+        )
+        for item in request.items
+    ]
+    answer = Answer()
+    for shown in await hydrate_feeds(hot, sights, pages):
+        answer.items.add(
+            posts=shown.posts,
+            members=members.pack((row.post_id, row.user_id, row.original_id) for row in shown.rows),
+            shares=members.pack(shown.shares),
+        )
+    return bytes(answer.SerializeToString())
 
 
 async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.BatchListNewestResponse:
     """The newest posts of each item's authors, packed."""
-    # One after the other: a batch is no reason to take more than one of the pool's connections.
-    answers = [
-        await store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
-        for item in request.items
-    ]
+    items = request.items
+    # What is asked of one author each goes together: readers' own posts, mostly.
+    single = [at for at, item in enumerate(items) if len(item.author_ids) == 1]
+    asked = [(items[at].author_ids[0], items[at].min_post_id, items[at].max_post_id, items[at].limit) for at in single]
+    answers: dict[int, list[tuple[int, int, int]]] = {at: [] for at in range(len(items))}
+    answers |= {single[place]: rows for place, rows in (await store.newest_of_each(pool, asked)).items()}
+    for at, item in enumerate(items):
+        # One after the other: a batch is no reason to take more than one of the pool's connections.
+        if len(item.author_ids) > 1:
+            answers[at] = await store.newest(
+                pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit
+            )
     return pb.BatchListNewestResponse(
-        items=[pb.BatchListNewestResponse.Item(members=members.pack(rows)) for rows in answers]
+        items=[pb.BatchListNewestResponse.Item(members=members.pack(rows)) for rows in answers.values()]
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from runtime import ids
 from runtime.clock import wall_clock
 from runtime.counts import DECAYED_HEAT, Counts
-from runtime.postgres import Connection, Pool, Reader, fetch
+from runtime.postgres import Connection, Int8s, Pool, Reader, fetch, int8s
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
 MAX_SHARERS = 20
@@ -66,6 +67,33 @@ class LockedPost(NamedTuple):
     deleted: bool
 
 
+class NewPost(NamedTuple):
+    """What a post or quote begins with."""
+
+    user_id: int
+    content: str
+    media_url: str
+    visibility: int
+    shared_post_id: int | None = None
+
+
+class NewComment(NamedTuple):
+    """What a comment begins with."""
+
+    user_id: int
+    post_id: int
+    author_id: int
+    content: str
+
+
+class Like(NamedTuple):
+    """Someone's like of someone's post."""
+
+    user_id: int
+    post_id: int
+    author_id: int
+
+
 class Authored(NamedTuple):
     """What decides who may see a post."""
 
@@ -96,6 +124,9 @@ class Target(NamedTuple):
 ORIGINAL_IS_THERE = """
     (p.original_id = p.post_id
      OR EXISTS (SELECT FROM posts o WHERE o.post_id = p.original_id AND o.deleted_at IS NULL))"""
+# The posts %(ids)s, hidden from the planner: it would make a plan for just these each time, which takes four times as
+# long as to look for them in the partitions where they are not.
+ANY_OF_IDS = "ANY((SELECT %(ids)s)::bigint[])"
 # Totals and pending deltas of the posts %(ids)s, exact as of the statement: two index scans, however many posts.
 COUNTED = f"""
     SELECT post_id, sum(likes)::bigint AS likes, sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
@@ -110,28 +141,32 @@ COUNTED = f"""
     GROUP BY post_id"""
 
 
+def columns(rows: Sequence[tuple[Any, ...]], count: int) -> list[list[Any]]:
+    """Rows of `count` values as columns: what `unnest` takes."""
+    return [[row[at] for row in rows] for at in range(count)]
+
+
 # Writes, each within the caller's transaction.
 
 
-async def insert_post(
-    connection: Connection,
-    user_id: int,
-    content: str,
-    media_url: str,
-    *,
-    visibility: int,
-    shared_post_id: int | None = None,
-) -> int:
-    """Adds a post or a quote; its id."""
+async def insert_posts(connection: Connection, new: Sequence[NewPost]) -> list[int]:
+    """Adds posts and quotes; their ids, one for one."""
+    users, contents, media, visibilities, shared = columns(new, 5)
     cursor = await connection.execute(
         """
-        INSERT INTO posts (post_id, original_id, user_id, content, media_url, shared_post_id, visibility)
-        SELECT id, id, %s, %s, %s, %s, %s FROM next_id() AS id RETURNING post_id""",
-        (user_id, content, media_url, shared_post_id, visibility),
+        WITH item AS (
+            SELECT next_id() AS post_id, item.* FROM unnest(
+                %(users)s::bigint[], %(contents)s::text[], %(media)s::text[], %(visibilities)s::smallint[],
+                %(shared)s::bigint[]
+            ) WITH ORDINALITY AS item (user_id, content, media_url, visibility, shared_post_id, place)
+        ), new AS (
+            INSERT INTO posts (post_id, original_id, user_id, content, media_url, visibility, shared_post_id)
+            SELECT post_id, post_id, user_id, content, media_url, visibility, shared_post_id FROM item
+        )
+        SELECT post_id FROM item ORDER BY place""",
+        {"users": users, "contents": contents, "media": media, "visibilities": visibilities, "shared": shared},
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return [row[0] for row in await cursor.fetchall()]
 
 
 async def insert_plain_share(connection: Connection, user_id: int, original: Target) -> int | None:
@@ -191,83 +226,103 @@ async def delete_post(connection: Connection, post: LockedPost) -> None:
         await add_delta(connection, post.shared_post_id, shares=-1)
 
 
-async def authored(pool: Pool, post_id: int) -> list[Authored]:
-    """A post, and after it its original where it is a plain share; none where either is deleted."""
+async def authored(pool: Pool, post_ids: Iterable[int]) -> dict[int, list[Authored]]:
+    """By post: the post, and after it its original where it is a plain share. None of those where either is deleted."""
     rows = await fetch(
         pool,
-        """
+        f"""
         SELECT p.post_id, p.user_id, p.visibility, o.post_id, o.user_id, o.visibility
         FROM posts p JOIN posts o ON o.post_id = p.original_id
-        WHERE p.post_id = %(post)s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
-        {"post": post_id},
+        WHERE p.post_id = {ANY_OF_IDS} AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
+        {"ids": list(post_ids)},
     )
-    return [Authored(*row[at : at + 3]) for row in rows for at in ((0,) if row[0] == row[3] else (0, 3))]
+    return {row[0]: [Authored(*row[at : at + 3]) for at in ((0,) if row[0] == row[3] else (0, 3))] for row in rows}
 
 
-async def is_there(connection: Connection, post_id: int) -> bool:
-    """Whether a post is there and, where it is a plain share, its original too."""
-    cursor = await connection.execute(
-        """
-        SELECT FROM posts p JOIN posts o ON o.post_id = p.original_id
-        WHERE p.post_id = %s AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
-        (post_id,),
+async def undeleted(connection: Connection, post_ids: Iterable[int]) -> set[int]:
+    """Those of the posts that are not deleted."""
+    rows = await fetch(
+        connection,
+        f"SELECT post_id FROM posts WHERE post_id = {ANY_OF_IDS} AND deleted_at IS NULL",
+        {"ids": list(post_ids)},
     )
-    return await cursor.fetchone() is not None
+    return {row[0] for row in rows}
 
 
-async def insert_like(connection: Connection, user_id: int, liked: Target) -> bool:
-    """Adds a like with its count delta, unless there is one; whether it did."""
-    cursor = await connection.execute(
-        """
-        WITH new AS (
-            INSERT INTO likes (user_id, post_id, author_id) VALUES (%s, %s, %s)
-            ON CONFLICT (post_id, user_id) DO NOTHING RETURNING post_id
-        )
-        INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, 1 FROM new""",
-        (user_id, liked.post_id, liked.author_id),
-    )
-    return cursor.rowcount > 0
+async def insert_likes(connection: Connection, likes: Iterable[Like]) -> list[Like]:
+    """Adds those of the likes that there are not yet, with one count delta a post; these.
 
-
-async def delete_like(connection: Connection, user_id: int, post_id: int) -> bool:
-    """Removes a like with its count delta, where there is one; whether it did."""
-    cursor = await connection.execute(
-        """
-        WITH gone AS (DELETE FROM likes WHERE post_id = %s AND user_id = %s RETURNING post_id)
-        INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone""",
-        (post_id, user_id),
-    )
-    return cursor.rowcount > 0
-
-
-async def likes(connection: Connection, post_id: int) -> int:
-    """How many like a post, exactly, as this transaction sees it."""
-    cursor = await connection.execute(
-        """
-        SELECT coalesce((SELECT likes FROM post_counts WHERE post_id = %(post)s), 0)
-             + coalesce((SELECT sum(likes) FROM post_count_deltas WHERE post_id = %(post)s), 0)""",
-        {"post": post_id},
-    )
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
-
-
-async def insert_comment(connection: Connection, user_id: int, on: Target, content: str) -> int:
-    """Adds a comment with its count delta; its id."""
+    In one order for all, so that no two transactions wait for each other.
+    """
+    in_order = sorted(likes, key=lambda like: (like.post_id, like.user_id))
+    users, posts, authors = columns(in_order, 3)
     cursor = await connection.execute(
         """
         WITH new AS (
-            INSERT INTO comments (user_id, post_id, author_id, content) VALUES (%s, %s, %s, %s)
-            RETURNING comment_id, post_id
+            INSERT INTO likes (user_id, post_id, author_id)
+            SELECT * FROM unnest(%(users)s::bigint[], %(posts)s::bigint[], %(authors)s::bigint[])
+            ON CONFLICT (post_id, user_id) DO NOTHING RETURNING user_id, post_id, author_id
         ), delta AS (
-            INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, 1 FROM new
+            INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, count(*) FROM new GROUP BY post_id
         )
-        SELECT comment_id FROM new""",
-        (user_id, on.post_id, on.author_id, content),
+        SELECT user_id, post_id, author_id FROM new""",
+        {"users": users, "posts": posts, "authors": authors},
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return [Like(*row) for row in await cursor.fetchall()]
+
+
+async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Like]:
+    """Removes those of the likes that there are, with one count delta a post; these. In one order for all."""
+    users, posts, _ = columns(list(likes), 3)
+    cursor = await connection.execute(
+        """
+        WITH held AS (
+            SELECT like_id FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS item (user_id, post_id)
+            JOIN likes USING (post_id, user_id) ORDER BY like_id FOR UPDATE OF likes
+        ), gone AS (
+            DELETE FROM likes WHERE like_id IN (SELECT like_id FROM held) RETURNING user_id, post_id, author_id
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -count(*) FROM gone GROUP BY post_id
+        )
+        SELECT user_id, post_id, author_id FROM gone""",
+        {"users": users, "posts": posts},
+    )
+    return [Like(*row) for row in await cursor.fetchall()]
+
+
+async def likes_of(connection: Connection, post_ids: Iterable[int]) -> Counter[int]:
+    """How many like each of the posts, exactly, as this statement sees it."""
+    rows = await fetch(
+        connection,
+        """
+        SELECT post_id, sum(likes)::bigint FROM (
+            SELECT post_id, likes FROM post_counts WHERE post_id = ANY(%(ids)s)
+            UNION ALL SELECT post_id, likes FROM post_count_deltas WHERE post_id = ANY(%(ids)s)
+        ) AS part GROUP BY post_id""",
+        {"ids": list(post_ids)},
+    )
+    return Counter(dict(rows))
+
+
+async def insert_comments(connection: Connection, new: Sequence[NewComment]) -> list[int]:
+    """Adds comments, with one count delta a post; their ids, one for one."""
+    users, posts, authors, contents = columns(new, 4)
+    cursor = await connection.execute(
+        """
+        WITH item AS (
+            SELECT next_id() AS comment_id, item.* FROM unnest(
+                %(users)s::bigint[], %(posts)s::bigint[], %(authors)s::bigint[], %(contents)s::text[]
+            ) WITH ORDINALITY AS item (user_id, post_id, author_id, content, place)
+        ), new AS (
+            INSERT INTO comments (comment_id, user_id, post_id, author_id, content)
+            SELECT comment_id, user_id, post_id, author_id, content FROM item
+        ), delta AS (
+            INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, count(*) FROM item GROUP BY post_id
+        )
+        SELECT comment_id FROM item ORDER BY place""",
+        {"users": users, "posts": posts, "authors": authors, "contents": contents},
+    )
+    return [row[0] for row in await cursor.fetchall()]
 
 
 async def post_of_comment(pool: Pool, comment_id: int) -> int | None:
@@ -315,8 +370,13 @@ async def delete_counts(connection: Connection, post_id: int) -> None:
 
 # Reads.
 
+LIKED = """
+    SELECT user_id, post_id, like_id >= id_at(now() - interval '2 seconds')
+    FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS pair (user_id, post_id)
+    JOIN likes USING (user_id, post_id)"""
 
-async def posts(reader: Reader, post_ids: Iterable[int]) -> dict[int, PostRow]:
+
+async def posts(reader: Reader, post_ids: Collection[int]) -> dict[int, PostRow]:
     """Those of the posts that are not deleted, by id."""
     # `= ANY` of the key, and no join that chooses the rows, reads just them, and only in the partitions that hold them.
     rows = await fetch(
@@ -325,22 +385,51 @@ async def posts(reader: Reader, post_ids: Iterable[int]) -> dict[int, PostRow]:
         SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, p.visibility,
                coalesce(c.likes, 0), coalesce(c.comments, 0), coalesce(c.shares, 0)
         FROM posts p LEFT JOIN ({COUNTED}) c ON c.post_id = p.post_id
-        WHERE p.post_id = ANY(%(ids)s) AND p.deleted_at IS NULL""",
-        {"ids": list(post_ids)},
+        WHERE p.post_id = {ANY_OF_IDS} AND p.deleted_at IS NULL""",
+        {"ids": int8s(post_ids)},
     )
     return {row[0]: PostRow(*row) for row in rows}
 
 
-async def liked(reader: Reader, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Those of the pairs of user and post where the user likes the post."""
+async def liked(reader: Reader, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+    """Those of the pairs of user and post where the user likes the post, and whether since the last two seconds."""
+    rows = await fetch(reader, LIKED, parallel(pairs))
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def acts(pool: Pool, pairs: list[tuple[int, int]]) -> tuple[dict[tuple[int, int], bool], set[int]]:
+    """As `liked`; and which posts any of these users plainly shared within the last two seconds."""
     rows = await fetch(
-        reader,
-        """
-        SELECT user_id, post_id FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS pair (user_id, post_id)
-        JOIN likes USING (user_id, post_id)""",
-        {"users": [user for user, _ in pairs], "posts": [post for _, post in pairs]},
+        pool,
+        f"""
+        {LIKED}
+        UNION ALL
+        SELECT user_id, post_id, NULL FROM shares
+        WHERE user_id = ANY(%(people)s) AND share_id >= id_at(now() - interval '2 seconds')""",
+        parallel(pairs) | {"people": int8s({user_id for user_id, _ in pairs})},
     )
-    return {(row[0], row[1]) for row in rows}
+    return (
+        {(row[0], row[1]): row[2] for row in rows if row[2] is not None},
+        {row[1] for row in rows if row[2] is None},
+    )
+
+
+def parallel(pairs: list[tuple[int, int]]) -> dict[str, Int8s]:
+    """The parameters of LIKED."""
+    return {"users": int8s([user for user, _ in pairs]), "posts": int8s([post for _, post in pairs])}
+
+
+async def shares_of(pool: Pool, post_ids: list[int]) -> dict[int, list[tuple[int, int]]]:
+    """By post, its plain shares: share and sharer, newest first."""
+    rows = await fetch(
+        pool,
+        "SELECT post_id, share_id, user_id FROM shares WHERE post_id = ANY(%(ids)s) ORDER BY share_id DESC",
+        {"ids": int8s(post_ids)},
+    )
+    found: dict[int, list[tuple[int, int]]] = {}
+    for post_id, share_id, user_id in rows:
+        found.setdefault(post_id, []).append((share_id, user_id))
+    return found
 
 
 async def posts_of(pool: Pool, user_id: int, before: int, limit: int) -> list[int]:
@@ -405,7 +494,7 @@ async def newest(
         ) newest
         ORDER BY newest.post_id DESC LIMIT %(limit)s""",
         {
-            "authors": list(set(author_ids)),
+            "authors": int8s(set(author_ids)),
             "min": min_post_id,
             # A bound that is known when the query is planned keeps it out of the partitions that are made ahead.
             "max": min(max_post_id, ids.lowest_at(wall_clock() + DAY_MS)),
@@ -413,6 +502,42 @@ async def newest(
         },
     )
     return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def newest_of_each(
+    pool: Pool, questions: list[tuple[int, int, int, int]]
+) -> dict[int, list[tuple[int, int, int]]]:
+    """For each question (author, lowest id, highest id, limit) by its place, as `newest`; for one author each."""
+    if not questions:
+        return {}
+    author_ids, lows, highs, limits = zip(*questions, strict=True)
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT item.place, p.post_id, item.author_id, p.original_id
+        FROM unnest(%(authors)s::bigint[], %(lows)s::bigint[], %(highs)s::bigint[], %(limits)s::bigint[])
+            WITH ORDINALITY AS item (author_id, low, high, size, place)
+        CROSS JOIN LATERAL (
+            SELECT p.post_id, p.original_id FROM posts p
+            WHERE p.user_id = item.author_id AND p.deleted_at IS NULL AND p.post_id BETWEEN item.low AND item.high
+              AND p.post_id BETWEEN %(min)s AND %(max)s AND {ORIGINAL_IS_THERE}
+            ORDER BY p.post_id DESC LIMIT item.size
+        ) p
+        ORDER BY item.place, p.post_id DESC""",
+        {
+            "authors": int8s(author_ids),
+            "lows": int8s(lows),
+            "highs": int8s(highs),
+            "limits": int8s(limits),
+            # As in `newest`: bounds that are known when the query is planned.
+            "min": min(lows),
+            "max": min(max(highs), ids.lowest_at(wall_clock() + DAY_MS)),
+        },
+    )
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for place, post_id, author_id, original_id in rows:
+        found.setdefault(place - 1, []).append((post_id, author_id, original_id))
+    return found
 
 
 async def sharers(

@@ -6,6 +6,7 @@ dropped takes the ticket with it, and without it the answer is not kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ CAPACITY = 1_000_000
 """Authors of all viewers together, at 16 bytes each, and VIEWER_COST for each viewer."""
 VIEWER_COST = 32
 """What a viewer takes besides, in authors."""
+PLACE_BITS = 54
+"""Ids have 53 bits, and nobody's is one above."""
 TTL_S = 60.0
 """Of some changes no event tells whose they are: a comment that is deleted, likes that go with a post."""
 
@@ -33,10 +36,23 @@ class Affinity:
     """Shape (m + 1,), 0 for nobody."""
     ticket: bool = False
 
-    def of(self, author_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """How much the viewer has to do with each of these authors; 0 for those who are not known."""
-        places = np.searchsorted(self.authors, author_ids)
-        return np.where(self.authors[places] == author_ids, self.weights[places], 0.0)
+
+def weights(
+    known: Sequence[Affinity], viewers: npt.NDArray[np.int64], author_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """How much viewers have to do with authors, pair by pair; 0 for authors who are not known.
+
+    `viewers` and `author_ids` have shape (n,); a viewer is a place in `known` (at most 256).
+    """
+    if not known:
+        return np.empty(0)
+    # One search for all: an author's id with the viewer's place above it.
+    authors = np.concatenate([affinity.authors + (at << PLACE_BITS) for at, affinity in enumerate(known)])
+    sought = author_ids + (viewers << PLACE_BITS)
+    places = authors.searchsorted(sought)
+    found = np.concatenate([affinity.weights for affinity in known])[places]
+    found[authors[places] != sought] = 0
+    return found
 
 
 class Affinities:

@@ -6,6 +6,7 @@ at or below the horizon it knows nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,8 +46,7 @@ class Columns:
     def gather(self, post_ids: Ids, now_ms: int) -> tuple[Table, Flags]:
         """The engagement of posts as of now, in their order, and of which of them nothing is known (their row is 0)."""
         nobody = self._capacity
-        row_of = self._rows.get
-        rows = np.array([row_of(post_id, nobody) for post_id in post_ids.tolist()], dtype=np.intp)
+        rows = np.fromiter(map(self._rows.get, post_ids.tolist(), itertools.repeat(nobody)), np.intp, len(post_ids))
         found = self._table[rows]
         # Clocks may step back; heat does not grow by that.
         found[:, 3] *= np.exp2(-np.maximum(now_ms - found[:, 4], 0) / (HALF_LIFE_S * 1000))

@@ -14,7 +14,7 @@ from runtime import ids
 from runtime.clock import Clock
 from runtime.members import Members
 from services.ranking import metrics
-from services.ranking.affinities import Affinity, affinity
+from services.ranking.affinities import Affinity, affinity, weights
 from services.ranking.columns import NOTHING, Flags, Table, engagement
 from services.ranking.formula import Features
 from services.ranking.memory import Memory
@@ -47,9 +47,10 @@ async def gather(
         comments=table[:, 1],
         shares=table[:, 2],
         heat=table[:, 3],
-        affinity=np.concatenate(
-            [np.empty(0)]
-            + [known.of(candidates[part, 1]) for known, (_, part) in zip(affinities, viewers, strict=True) if known]
+        affinity=weights(
+            [known for known in affinities if known],
+            np.repeat(np.arange(len(viewers)), [part.stop - part.start for _, part in viewers]),
+            candidates[:, 1],
         ),
     )
 

@@ -6,7 +6,7 @@ A celebrity is no hot key: however many read, each replica reads their timeline 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,10 @@ BUILDS = 8
 """Author timelines that one read builds at once."""
 
 
+Question = tuple[Sequence[int] | npt.NDArray[np.int64], int, int, int]
+"""Authors, lowest id, highest id, and how many posts at the most."""
+
+
 async def newest(
     post: PostServiceAsyncStub,
     author_ids: Sequence[int] | npt.NDArray[np.int64],
@@ -40,9 +44,19 @@ async def newest(
 
     Raises Unavailable.
     """
-    item = post_pb2.BatchListNewestRequest.Item(author_ids=author_ids, min_post_id=low, max_post_id=high, limit=limit)
-    answer = await post.BatchListNewest(post_pb2.BatchListNewestRequest(items=[item]))
-    return members.unpack(answer.items[0].members)
+    [rows] = await newest_of(post, [(author_ids, low, high, limit)])
+    return rows
+
+
+async def newest_of(post: PostServiceAsyncStub, questions: Sequence[Question]) -> list[Members]:
+    """The answers to at most 64 questions, as `newest`. Raises Unavailable."""
+    if not questions:
+        return []
+    request = post_pb2.BatchListNewestRequest()
+    for author_ids, low, high, limit in questions:
+        request.items.add(author_ids=author_ids, min_post_id=low, max_post_id=high, limit=limit)
+    answer = await post.BatchListNewest(request)
+    return members.unpack_each([item.members for item in answer.items])
 
 
 class Authors:
@@ -54,8 +68,10 @@ class Authors:
         self._known: TTLCache[tuple[int, int], Timeline] = TTLCache(CACHED_AUTHORS, CACHE_S)
         self._builds = asyncio.Semaphore(BUILDS)
 
-    async def read(self, author_ids: Sequence[int], epoch: int) -> list[Timeline]:
+    async def read(self, author_ids: Collection[int], epoch: int) -> dict[int, Timeline]:
         """The timelines of authors, as of at most a quarter of a second ago. Raises RedisError, Unavailable."""
+        if not author_ids:
+            return {}
         known = {author_id: self._known.get((epoch, author_id)) for author_id in author_ids}
         lacking = [author_id for author_id, timeline in known.items() if timeline is None]
         stored = await self._timelines.read_all([author_key(author_id) for author_id in lacking])
@@ -64,7 +80,7 @@ class Authors:
         )
         for author_id, timeline in zip(lacking, fresh, strict=True):
             known[author_id] = self._known[epoch, author_id] = timeline
-        return [timeline for timeline in known.values() if timeline is not None]
+        return {author_id: timeline for author_id, timeline in known.items() if timeline is not None}
 
     async def _whole(self, author_id: int, epoch: int, timeline: Timeline | None) -> Timeline:
         """A timeline that can be read: as it is stored, or built."""

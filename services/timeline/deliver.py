@@ -5,25 +5,37 @@ What an event claims is only where to look: the mode, the followers and their co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
-from runtime import errors, postgres
+from runtime import errors, members, postgres
 from services.timeline import metrics, store
 from services.timeline.epoch import Guard, UnusableError
 from services.timeline.modes import FOLLOWERS_PAGE, Transitions
-from services.timeline.timelines import Timelines, author_key, home_key
+from services.timeline.timelines import Ids, Timelines, author_key, home_key
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
 
 Rows = list[tuple[int, int, int]]
 
-PAGED_AUTHORS = 50
+PAGED_AUTHORS = 64
 """Authors whose followers are read at once."""
+
+
+class Place(NamedTuple):
+    """Where the reading of an author's followers stands."""
+
+    author_id: int
+    before: int
+    """The follow below which the next page begins; 0 for the first."""
+    left: int
+    """About how many followers are left, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +65,22 @@ class Fanout:
                 by_author.setdefault(made.author_id, []).append((made.post_id, made.author_id, made.original_id))
         if not by_author:
             return
-        # Read after the events were claimed and not from a cache: see modes.py.
-        modes = await store.modes(self.pool, list(by_author))
+        author_ids = list(by_author)
+        # Modes are read after the events were claimed and not from a cache: see modes.py.
+        modes = await store.modes(self.pool, author_ids)
         for author_id, rows in by_author.items():
             metrics.FANOUT_POSTS.labels(modes.get(author_id, "push")).inc(len(rows))
-        await self.timelines.push(([author_key(author_id)], rows) for author_id, rows in by_author.items())
-        await self.push({author: rows for author, rows in by_author.items() if modes.get(author) != "pull"})
-        await self.transitions.consider(list(by_author))
+        await self.timelines.push("author", [([author_id], rows) for author_id, rows in by_author.items()])
+        followers = await self.transitions.followers(author_ids)
+        await self.push({author: rows for author, rows in by_author.items() if modes.get(author) != "pull"}, followers)
+        await self.transitions.consider(followers)
 
     async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Looks whether those who won or lost a follower are to be pushed or pulled. Lists are the next read's work."""
         self.require_redis()
         changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
         if changed:
-            await self.transitions.consider(sorted(changed))
+            await self.transitions.consider(await self.transitions.followers(sorted(changed)))
 
     async def forget(self, user_id: int) -> None:
         """Takes everything of an erased person out of Redis and the database; Postgres has nothing of them by now.
@@ -87,23 +101,49 @@ class Fanout:
         except UnusableError as error:
             raise errors.Unavailable(str(error)) from None
 
-    async def push(self, by_author: dict[int, Rows]) -> None:
-        """Pushes authors' posts to all of their followers that have a home timeline."""
-        places = dict.fromkeys(by_author, 0)
-        while places:
-            # Pages of many authors at once, then with few followers each: an answer has a bound.
-            some = list(places.items())[:PAGED_AUTHORS]
-            request = graph_pb2.BatchListFollowerIdsRequest()
-            for author_id, before in some:
-                request.items.add(user_id=author_id, before_follow_id=before, limit=FOLLOWERS_PAGE // len(some))
-            answer = await self.graph.BatchListFollowerIds(request)
-            pushes = []
-            for (author_id, _), page in zip(some, answer.items, strict=True):
-                rows = by_author[author_id]
-                pushes.append((map(home_key, page.follower_ids), rows))
-                metrics.DELIVERIES_TRIED.inc(len(page.follower_ids) * len(rows))
-                if page.next_follow_id:
-                    places[author_id] = page.next_follow_id
-                else:
-                    del places[author_id]
-            metrics.DELIVERIES.inc(await self.timelines.push(pushes))
+    async def push(self, by_author: dict[int, Rows], followers: dict[int, int]) -> None:
+        """Pushes authors' posts to all of their followers that have a home timeline.
+
+        Who has few followers (about so many) comes first, so that nobody waits for an author who has many. Then one
+        after the other: posts that come to a list in their order are written behind each other.
+        """
+        places = deque(
+            Place(author_id, 0, max(1, followers[author_id]))
+            for author_id in sorted(by_author, key=lambda author_id: followers[author_id])
+        )
+        pages = await self._pages(places)
+        while pages:
+            pushes = [(follower_ids, by_author[author_id]) for author_id, follower_ids in pages]
+            metrics.DELIVERIES_TRIED.inc(sum(len(follower_ids) * len(rows) for follower_ids, rows in pushes))
+            # The next followers are read while these are pushed to.
+            found, pages = await together(self.timelines.push("home", pushes), self._pages(places))
+            metrics.DELIVERIES.inc(found)
+
+    async def _pages(self, places: deque[Place]) -> list[tuple[int, Ids]]:
+        """The next followers, some thousands of the first authors; `places` goes on."""
+        asked: list[Place] = []
+        request = graph_pb2.BatchListFollowerIdsRequest()
+        room = FOLLOWERS_PAGE
+        while places and room and len(asked) < PAGED_AUTHORS:
+            asked.append(place := places.popleft())
+            limit = min(place.left, room)
+            room -= limit
+            request.items.add(user_id=place.author_id, before_follow_id=place.before, limit=limit)
+        if not asked:
+            return []
+        answer = await self.graph.BatchListFollowerIds(request)
+        pages = []
+        for place, item, page in zip(asked, request.items, answer.items, strict=True):
+            pages.append((place.author_id, members.unpack_ids(page.packed_follower_ids)))
+            if page.next_follow_id:
+                places.appendleft(Place(place.author_id, page.next_follow_id, max(1, place.left - item.limit)))
+        return pages
+
+
+async def together(*work: Awaitable[Any]) -> list[Any]:
+    """What all of them give. Raises what the first in the order raises that fails, once none is running any more."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found

@@ -8,16 +8,17 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import errors, ids, members
+from runtime.members import Members
 from services.timeline.feed import (
     RANKING,
     RANKING_TIMEOUT_S,
+    Entry,
     Parts,
     degrade,
-    held_or_none,
-    name_sharers,
+    unless_lost,
     viewer_of,
 )
-from services.timeline.skeleton import Entry, Viewer, list_sharers
+from services.timeline.skeleton import Viewer, hold
 
 
 async def explain(parts: Parts, request: pb.ExplainPostRequest) -> pb.ExplainPostResponse:
@@ -27,9 +28,8 @@ async def explain(parts: Parts, request: pb.ExplainPostRequest) -> pb.ExplainPos
     """
     response = pb.ExplainPostResponse()
     viewer = await viewer_of(parts, request.user_id, response)
-    post = await shown(parts, viewer, request.post_id)
+    post, shares = await shown(parts, viewer, request.post_id)
     response.post_id = post.post_id
-    shares = await list_sharers(parts.post, viewer, ids.MAX_ID, [post.post_id])
     reads_author = post.user_id in viewer.author_ids
     if viewer.relation.mutes(post.user_id):
         response.filter = pb.FEED_FILTER_MUTED
@@ -38,9 +38,6 @@ async def explain(parts: Parts, request: pb.ExplainPostRequest) -> pb.ExplainPos
     else:
         share_id, sharer_id = shares[0, :2].tolist() if len(shares) else (post.post_id, post.user_id)
         entry = Entry(share_id, sharer_id, post.post_id)
-        for each in shares[:, 1].tolist():
-            post.shared_by.add(user_id=each)
-        await name_sharers(parts.graph, [post], response)
         response.shared_by.extend(post.shared_by)
         response.source = await source(parts, viewer, entry, response)
         response.in_feed = response.source != pb.FEED_SOURCE_IN_FLIGHT
@@ -50,21 +47,28 @@ async def explain(parts: Parts, request: pb.ExplainPostRequest) -> pb.ExplainPos
     return response
 
 
-async def shown(parts: Parts, viewer: Viewer, post_id: int) -> post_pb2.Post:
-    """The post that a feed would show: of a plain share the original. Raises NotFound (POST_NOT_FOUND), Unavailable."""
+async def shown(parts: Parts, viewer: Viewer, post_id: int) -> tuple[post_pb2.Post, Members]:
+    """The post that a feed would show, of a plain share the original, and its plain shares that count, newest first.
+
+    Raises NotFound (POST_NOT_FOUND), Unavailable.
+    """
+    asked = post_pb2.GetPostRequest(post_id=post_id, viewer_id=viewer.user_id)
+    post = (await parts.post.GetPost(asked)).post
+    # Every other post has a text or a medium of its own.
+    if post.HasField("shared_post") and not post.content and not post.media_url:
+        post = post.shared_post
     request = post_pb2.BatchGetPostsRequest()
     request.items.add(
         viewer_id=viewer.user_id,
-        post_ids=[post_id],
+        post_ids=[post.post_id],
         relations_version=viewer.relation.version,
         relations_kept=viewer.kept,
+        sharers_up_to=ids.MAX_ID,
     )
-    answer = await parts.post.BatchGetPosts(request)
-    for post in answer.items[0].posts:
-        # Every other post has a text or a medium of its own.
-        plain = post.HasField("shared_post") and not post.content and not post.media_url
-        return post.shared_post if plain else post
-    raise errors.NotFound("POST_NOT_FOUND", f"there is no post {post_id}")
+    item = (await parts.post.BatchGetPosts(request)).items[0]
+    if not item.posts:
+        raise errors.NotFound("POST_NOT_FOUND", f"there is no post {post_id}")
+    return item.posts[0], members.unpack(item.shares)
 
 
 async def nobody_read(parts: Parts, viewer: Viewer, post_id: int) -> pb.FeedFilter.ValueType:
@@ -83,7 +87,10 @@ async def source(
     """How an entry comes into the feed at this moment."""
     if entry.author_id == viewer.user_id:
         return pb.FEED_SOURCE_OWN
-    held = await held_or_none(parts.sources, viewer, response)
+    [taken] = await hold(parts.sources, [viewer])
+    if isinstance(taken, errors.Error):
+        raise taken
+    held = unless_lost(taken, response)
     if held is None or entry.position <= held.floor or entry.author_id in held.asked:
         return pb.FEED_SOURCE_STORED
     if entry.position not in held.rows[:, 0]:

@@ -1,29 +1,41 @@
-"""The home feed, stage by stage: skeleton → filter → rank → hydrate, again until the page is full.
+"""Home feeds, stage by stage: skeleton → filter → rank → hydrate, again until the pages are full.
 
-A page that filters or deletions thinned is filled again from the rest of its window, then from the next one.
+Many pages are made together: each stage asks once for all of them. A page that filters or deletions thinned is filled
+again from the rest of its window, then from the next one. Posts pass through as bytes (runtime/wire.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import RedisError
+import numpy as np
 
-from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
-from runtime import errors, members, validation
+from runtime import client, errors, members, validation, wire
+from runtime.members import Members
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.relations import Relation, Relations
 from services.timeline import metrics, scroll
-from services.timeline.epoch import UnusableError
 from services.timeline.scroll import Scroll
-from services.timeline.skeleton import WINDOW, Entry, Held, Sources, Viewer, hold, list_sharers, window
+from services.timeline.skeleton import (
+    WINDOW,
+    Held,
+    Lost,
+    Sources,
+    Viewer,
+    begin,
+    candidates,
+    hold,
+    list_sharers,
+)
+from services.timeline.timelines import EMPTY
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -34,19 +46,34 @@ log = logging.getLogger(__name__)
 
 MAX_WINDOWS = 10
 """Windows that one page is made from at the most; then it is short, with a cursor."""
+AHEAD = 56
+"""Members of a home timeline that a first page reads beyond its window: in place of those that filters take."""
 RANKING_TIMEOUT_S = 0.5
 """How long a page waits for its ranking before it is served newest first."""
 MAX_SHARERS = 20
 """Sharers of one post that the post service tells."""
 RANKING, REDIS, GRAPH = "ranking", "redis", "graph"
 
-Degradable = pb.GetFeedResponse | pb.ExplainPostResponse
-"""What may be made without a part of the mesh."""
+POST = post_pb2.Post.DESCRIPTOR
+Feed = wire.closed(pb.GetFeedResponse.DESCRIPTOR, [POST])
+"""A GetFeedResponse whose posts are bytes."""
+Posts = wire.closed(post_pb2.BatchGetPostsResponse.DESCRIPTOR, [POST])
+
+
+class Entry(NamedTuple):
+    """One entry of a feed: a post at its place. A row of the arrays of skeleton.py."""
+
+    position: int
+    """The id that gives the place: the post's own, or its newest plain share's in the window."""
+    author_id: int
+    """Who wrote the post, or plainly shared it."""
+    post_id: int
+    """The post that is shown."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a feed is made of."""
+    """What feeds are made of."""
 
     relations: Relations
     cursors: Cursors
@@ -56,10 +83,43 @@ class Parts:
     ranking: RankingServiceAsyncStub
     window: int = WINDOW
 
+    @cached_property
+    def hydrate(self) -> Any:
+        """BatchGetPosts, with posts as bytes."""
+        return client.read_by(self.post.BatchGetPosts, Posts.FromString)
 
-async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[pb.GetFeedResponse | errors.Error]:
-    """The page that each request asks for, or why there is none: one that fails does not fail the others."""
-    wrong: dict[int, errors.Error] = {}
+
+@dataclass
+class Page:
+    """A page in the making."""
+
+    viewer: Viewer
+    order: pb.FeedOrder.ValueType
+    limit: int
+    place: Scroll | None
+    """Where the next post is to be looked for; None at the end of the feed."""
+    response: Any = field(default_factory=Feed)
+    held: Held | None = None
+    """What Redis holds for the viewer; None where it cannot be used."""
+    rest: Members = field(default_factory=lambda: EMPTY)
+    """The entries of the window that were not shown yet, in their order."""
+    windows: int = 0
+    error: errors.Error | None = None
+
+    @property
+    def room(self) -> int:
+        """How many more posts the page takes."""
+        return self.limit - len(self.response.posts)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the page wants another window."""
+        return self.error is None and self.place is not None and self.room > 0 and self.windows < MAX_WINDOWS
+
+
+async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[Any]:
+    """The page that each request asks for (a `Feed`), or the Error why there is none: one that fails fails alone."""
+    results: dict[int, errors.Error] = {}
     places: dict[int, Scroll] = {}
     for at, request in enumerate(requests):
         # Before anybody is asked anything: what is wrong costs nobody else.
@@ -68,31 +128,34 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
                 raise errors.InvalidArgument(*violations)
             places[at] = scroll.unseal(parts.cursors, request.user_id, order_of(request), request.cursor)
         except errors.InvalidArgument as error:
-            wrong[at] = error
+            results[at] = error
     viewers = {requests[at].user_id for at in places}
-    relations, kept = await parts.relations.of(sorted(viewers)) if viewers else ({}, False)
-
-    async def one(at: int, request: pb.GetFeedRequest) -> pb.GetFeedResponse | errors.Error:
-        if at in wrong:
-            return wrong[at]
-        response = pb.GetFeedResponse()
+    pages: dict[int, Page] = {}
+    try:
+        relations, kept = await parts.relations.of(sorted(viewers)) if viewers else ({}, False)
+    except errors.Error as error:
+        return [results.get(at, error) for at in range(len(requests))]
+    for at, place in places.items():
+        request = requests[at]
+        response = Feed()
         try:
             viewer = known_viewer(request.user_id, relations.get(request.user_id), kept, response)
-            await fill_page(parts, viewer, request, places[at], response)
         except errors.Error as error:
-            return error
-        return response
+            results[at] = error
+            continue
+        limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        pages[at] = Page(viewer, order_of(request), limit, place, response)
+    await fill(parts, list(pages.values()))
+    return [results.get(at) or pages[at].error or pages[at].response for at in range(len(requests))]
 
-    return await asyncio.gather(*(one(at, request) for at, request in enumerate(requests)))
 
-
-async def viewer_of(parts: Parts, user_id: int, response: Degradable) -> Viewer:
+async def viewer_of(parts: Parts, user_id: int, response: Any) -> Viewer:
     """One viewer with their relations. Raises NotFound (USER_NOT_FOUND), Unavailable."""
     relations, kept = await parts.relations.of([user_id])
     return known_viewer(user_id, relations.get(user_id), kept, response)
 
 
-def known_viewer(user_id: int, relation: Relation | None, kept: bool, response: Degradable) -> Viewer:
+def known_viewer(user_id: int, relation: Relation | None, kept: bool, response: Any) -> Viewer:
     """A viewer by their relations, if these are known. Raises NotFound (USER_NOT_FOUND), Unavailable."""
     if relation is None and kept:
         raise errors.Unavailable("the graph cannot be reached")
@@ -108,122 +171,202 @@ def order_of(request: pb.GetFeedRequest) -> pb.FeedOrder.ValueType:
     return request.order or pb.FEED_ORDER_RANKED
 
 
-async def fill_page(
-    parts: Parts, viewer: Viewer, request: pb.GetFeedRequest, beginning: Scroll, response: pb.GetFeedResponse
-) -> None:
-    """Fills one page from its beginning on. Raises Unavailable."""
-    order = order_of(request)
-    limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    place: Scroll | None = beginning
-    held = await held_or_none(parts.sources, viewer, response)
-    windows = 0
-    while place is not None and len(response.posts) < limit and windows < MAX_WINDOWS:
-        windows += 1
-        place, entries = await window(parts.post, viewer, held, place, parts.window)
-        rest = unshown(place, entries)
-        if order == pb.FEED_ORDER_RANKED:
-            rest = await ranked(parts.ranking, viewer.user_id, rest, response)
-        while rest and (room := limit - len(response.posts)):
-            posts, shown, rest = await hydrated(parts, viewer, place, rest, room, response)
-            response.posts.extend(posts)
-            place = place.showing(shown)
-            if order == pb.FEED_ORDER_LATEST:
-                rest.sort(reverse=True)
-        if not rest or len(place.shown) >= scroll.MAX_SHOWN:
-            place = place.past_window()
-    metrics.FEED_WINDOWS.observe(windows)
-    if place is not None:
-        response.next_cursor = scroll.seal(parts.cursors, viewer.user_id, order, place)
+async def fill(parts: Parts, pages: Sequence[Page]) -> None:
+    """Fills pages from their beginnings on. What goes wrong with one is its `error`."""
+    # A first page is made of the newest; who scrolls on needs what is below.
+    first = [page for page in pages if page.place == Scroll()]
+    later = [page for page in pages if page.place != Scroll()]
+    await asyncio.gather(
+        *(
+            take_hold(parts.sources, some, newest)
+            for some, newest in ((first, parts.window + AHEAD), (later, None))
+            if some
+        )
+    )
+    while going := [page for page in pages if page.is_open]:
+        try:
+            await open_windows(parts, going)
+            await rank(parts.ranking, [page for page in going if page.order == pb.FEED_ORDER_RANKED])
+            while hungry := [page for page in going if len(page.rest) and page.room and not page.error]:
+                await hydrate(parts, hungry)
+        except errors.Error as error:
+            fail(going, error)
+        for page in going:
+            assert page.place is not None
+            if not len(page.rest) or len(page.place.shown) >= scroll.MAX_SHOWN:
+                page.place = page.place.past_window()
+    for page in pages:
+        metrics.FEED_WINDOWS.observe(page.windows)
+        if page.place is not None and page.error is None:
+            page.response.next_cursor = scroll.seal(parts.cursors, page.viewer.user_id, page.order, page.place)
 
 
-async def held_or_none(sources: Sources, viewer: Viewer, response: Degradable) -> Held | None:
-    """What Redis holds for a viewer; None, with the response marked, when it cannot be used."""
-    try:
-        return await hold(sources, viewer)
-    except (UnusableError, RedisError, OSError) as error:
-        degrade(response, REDIS, f"{type(error).__name__}: {error}")
-        return None
+def fail(pages: Iterable[Page], error: errors.Error) -> None:
+    """Ends pages that cannot be made."""
+    for page in pages:
+        page.error = page.error or error
 
 
-def degrade(response: Degradable, part: str, why: str) -> None:
-    """Marks an answer as made without a part of the mesh, and counts it."""
-    log.debug("a feed is served without %s: %s", part, why)
-    metrics.FEED_DEGRADED.labels(part).inc()
-    response.degraded.append(part)
+async def take_hold(sources: Sources, pages: Sequence[Page], newest: int | None = None) -> None:
+    """Takes what Redis holds for the pages' viewers; only the `newest` of each list, if that is said."""
+    for page, held in zip(pages, await hold(sources, [page.viewer for page in pages], newest=newest), strict=True):
+        if isinstance(held, errors.Error):
+            page.error = held
+        else:
+            page.held = unless_lost(held, page.response)
 
 
-def unshown(place: Scroll, entries: list[Entry]) -> list[Entry]:
+def unless_lost(held: Held | Lost, response: Any) -> Held | None:
+    """What Redis holds; None, with the response marked, where it cannot be used."""
+    if isinstance(held, Held):
+        return held
+    degrade(response, REDIS, f"{type(held).__name__}: {held}")
+    return None
+
+
+async def open_windows(parts: Parts, pages: Sequence[Page]) -> None:
+    """Reads the window that each page stands in: `rest` is what of it no earlier page has shown. Raises Unavailable."""
+    size = parts.window
+    found = await look(parts, pages, size + 1)
+    short = [page for page, rows in zip(pages, found, strict=True) if len(rows) <= size and goes_on(page)]
+    if short:
+        # Filters took more of the beginning than was read ahead, or much is the viewer's own.
+        await take_hold(parts.sources, short)
+        again = await look(parts, short, size + 1)
+        found = [again[short.index(page)] if page in short else rows for page, rows in zip(pages, found, strict=True)]
+    for page, rows in zip(pages, found, strict=True):
+        assert page.place is not None
+        page.windows += 1
+        page.place, entries = begin(page.place, rows, size)
+        if page.place.forgot:
+            entries = await unless_shared_later(parts.post, page, entries)
+        page.rest = unshown(page.place, entries)
+
+
+def goes_on(page: Page) -> bool:
+    """Whether only the beginning was taken of what Redis holds."""
+    return page.held is not None and not page.held.whole
+
+
+async def look(parts: Parts, pages: Sequence[Page], limit: int) -> list[Members]:
+    """The newest candidates of the pages' places, as `skeleton.candidates`."""
+    places = [
+        (page.viewer, page.held, page.place.low or 0, page.place.high) for page in pages if page.place is not None
+    ]
+    return await candidates(parts.post, places, limit)
+
+
+async def unless_shared_later(post: PostServiceAsyncStub, page: Page, entries: Members) -> Members:
+    """The entries but for posts that have a newer share in an earlier window."""
+    assert page.place is not None
+    shares = await list_sharers(post, page.viewer, page.place.bound, entries[:, 2].tolist())
+    later = shares[shares[:, 0] > page.place.high, 2]
+    return entries[~np.isin(entries[:, 2], later)]
+
+
+def unshown(place: Scroll, entries: Members) -> Members:
     """A window's entries that no earlier page has shown, newest first."""
-    kept = [entry for entry in entries if entry.post_id not in place.shown and entry.post_id not in place.earlier]
+    if not place.shown and not place.earlier:
+        return entries
+    shown = np.array([*place.shown, *place.earlier], dtype=np.int64)
+    kept = entries[~np.isin(entries[:, 2], shown)]
     metrics.FEED_DROPPED.labels("shown").inc(len(entries) - len(kept))
     return kept
 
 
-async def ranked(
-    ranking: RankingServiceAsyncStub, viewer_id: int, entries: list[Entry], response: pb.GetFeedResponse
-) -> list[Entry]:
-    """The entries by relevance; as they are, newest first, with the response marked, when ranking cannot be reached."""
-    if not entries or RANKING in response.degraded:
-        return entries
-    request = ranking_pb2.BatchRankRequest()
-    request.items.add(viewer_id=viewer_id, candidates=members.pack(entries))
+async def rank(ranking: RankingServiceAsyncStub, pages: Sequence[Page]) -> None:
+    """Puts the pages' entries in order of relevance.
+
+    Leaves them newest first, with the responses marked, when ranking cannot be reached.
+    """
+    pages = [page for page in pages if len(page.rest) and RANKING not in page.response.degraded]
+    if not pages:
+        return
+    packed = members.pack(np.concatenate([page.rest for page in pages]))
+    request, end = ranking_pb2.BatchRankRequest(), 0
+    for page in pages:
+        begun, end = end, end + len(page.rest) * members.MEMBER_BYTES
+        request.items.add(viewer_id=page.viewer.user_id, candidates=packed[begun:end])
     try:
         answer = await ranking.BatchRank(request, timeout=RANKING_TIMEOUT_S)
     except errors.Error as error:
         level = logging.WARNING if isinstance(error, errors.Unavailable) else logging.ERROR
-        log.log(level, "feed is served newest first: %s", error.message)
-        degrade(response, RANKING, error.message)
-        return entries
-    return [entries[at] for at in answer.items[0].order]
+        log.log(level, "feeds are served newest first: %s", error.message)
+        for page in pages:
+            degrade(page.response, RANKING, error.message)
+        return
+    for page, item in zip(pages, answer.items, strict=True):
+        page.rest = page.rest[np.frombuffer(item.order, dtype=">u2")]
 
 
-async def hydrated(
-    parts: Parts, viewer: Viewer, place: Scroll, entries: list[Entry], room: int, response: pb.GetFeedResponse
-) -> tuple[list[post_pb2.Post], list[int], list[Entry]]:
-    """The first `room` entries as the viewer sees them, with their sharers; what may not be seen is left out.
-
-    Gives the posts, the ids that need not be looked at again, and the entries that are left. A list may still hold a
-    share that was taken back; then the post's place is another. The page is cut there and goes on in the right order.
-    """
-    taken = entries[:room]
-    post_ids = [entry.post_id for entry in taken]
+async def hydrate(parts: Parts, pages: Sequence[Page]) -> None:
+    """Moves the first entries of each page's rest, as many as it has room for, onto the page. Raises Unavailable."""
     request = post_pb2.BatchGetPostsRequest()
-    request.items.add(
-        viewer_id=viewer.user_id,
-        post_ids=post_ids,
-        relations_version=viewer.relation.version,
-        relations_kept=viewer.kept,
-    )
-    answer, shares = await asyncio.gather(
-        parts.post.BatchGetPosts(request), list_sharers(parts.post, viewer, place.bound, post_ids)
-    )
-    found = {post.post_id: post for post in answer.items[0].posts}
-    posts: list[post_pb2.Post] = []
-    shown: list[int] = []
-    for at, entry in enumerate(taken):
-        post = found.get(entry.post_id)
-        if post is None:
-            metrics.FEED_DROPPED.labels("unseen").inc()
-        elif viewer.relation.mutes(post.user_id):
-            metrics.FEED_DROPPED.labels("muted").inc()
+    for page in pages:
+        assert page.place is not None
+        request.items.add(
+            viewer_id=page.viewer.user_id,
+            post_ids=page.rest[: page.room, 2].tolist(),
+            relations_version=page.viewer.relation.version,
+            relations_kept=page.viewer.kept,
+            sharers_up_to=page.place.bound,
+        )
+    answer = await parts.hydrate(request)
+    shown = members.unpack_each([item.members for item in answer.items])
+    shares = members.unpack_each([item.shares for item in answer.items])
+    for page, item, rows, shared in zip(pages, answer.items, shown, shares, strict=True):
+        put(page, item.posts, rows, shared)
+
+
+def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> None:
+    """Puts onto a page those of its next entries that may be seen. `rows` say what `posts` are.
+
+    A list may still hold a share that was taken back; then the post's place is another. The page is cut there and goes
+    on in the right order.
+    """
+    assert page.place is not None
+    room = page.room
+    taken = page.rest[:room]
+    if not len(page.viewer.relation.muted) and np.array_equal(taken[:, (0, 2)], rows[:, (0, 0)]):
+        # All may be seen, and each stands at its own place, where it is because of its author. So it is mostly.
+        page.response.posts.extend(posts)
+        page.rest = page.rest[room:]
+        page.place = page.place.showing(rows[:, 0].tolist())
+        return
+    viewer, dropped = page.viewer, metrics.FEED_DROPPED
+    authors: dict[int, tuple[bytes, int]] = {
+        post_id: (post, author_id) for post, (post_id, author_id, _) in zip(posts, rows.tolist(), strict=True)
+    }
+    left, shown = page.rest[room:], []
+    for at, (position, author_id, post_id) in enumerate(taken.tolist()):
+        post, writer_id = authors.get(post_id, (b"", 0))
+        if not post:
+            dropped.labels("unseen").inc()
+        elif viewer.relation.mutes(writer_id):
+            dropped.labels("muted").inc()
         else:
-            own = shares[shares[:, 2] == entry.post_id]
-            right = placed(viewer, entry, post.user_id, own)
-            if right != entry:
-                metrics.FEED_DROPPED.labels("unshared").inc()
-                here = [right] if right is not None and right.position >= (place.low or 0) else []
-                entries = [*here, *entries[at + 1 :]]
-                break
-            for sharer_id in own[:, 1].tolist():
-                post.shared_by.add(user_id=sharer_id)
-            if viewer.relation.mutes(post.shared_post.user_id):
-                post.ClearField("shared_post")
-            posts.append(post)
-        shown.append(entry.post_id)
-    else:
-        entries = entries[room:]
-    await name_sharers(parts.graph, posts, response)
-    return posts, shown, entries
+            # A post at its own place is there because of its author.
+            if position != post_id:
+                entry = Entry(position, author_id, post_id)
+                right = placed(viewer, entry, writer_id, shares[shares[:, 2] == post_id])
+                if right != entry:
+                    dropped.labels("unshared").inc()
+                    here = [right] if right is not None and right.position >= (page.place.low or 0) else []
+                    left = np.concatenate([np.array(here, dtype=np.int64).reshape(-1, 3), page.rest[at + 1 :]])
+                    break
+            page.response.posts.append(post)
+        shown.append(post_id)
+    if page.order == pb.FEED_ORDER_LATEST:
+        left = left[np.argsort(-left[:, 0], kind="stable")]
+    page.rest = left
+    page.place = page.place.showing(shown)
+
+
+def degrade(response: Any, part: str, why: str) -> None:
+    """Marks an answer as made without a part of the mesh, and counts it."""
+    log.debug("a feed is served without %s: %s", part, why)
+    metrics.FEED_DEGRADED.labels(part).inc()
+    response.degraded.append(part)
 
 
 def placed(viewer: Viewer, entry: Entry, author_id: int, shares: members.Members) -> Entry | None:
@@ -238,31 +381,3 @@ def placed(viewer: Viewer, entry: Entry, author_id: int, shares: members.Members
     if len(shares):
         return entry  # shared anew, later: it stands where it was met
     return Entry(entry.post_id, author_id, entry.post_id) if author_id in viewer.author_ids else None
-
-
-async def name_sharers(graph: GraphServiceAsyncStub, posts: Sequence[post_pb2.Post], response: Degradable) -> None:
-    """Fills in the names of sharers; leaves them "", with the response marked, when the graph cannot be reached."""
-    sharers = [sharer for post in posts for sharer in post.shared_by]
-    if not sharers:
-        return
-    try:
-        names = await usernames(graph, {sharer.user_id for sharer in sharers})
-    except errors.Unavailable as error:
-        if GRAPH not in response.degraded:
-            degrade(response, GRAPH, error.message)
-        return
-    for post in posts:
-        # Whoever has no name was erased a moment ago.
-        named = [
-            post_pb2.Sharer(user_id=sharer.user_id, username=names[sharer.user_id])
-            for sharer in post.shared_by
-            if sharer.user_id in names
-        ]
-        post.ClearField("shared_by")
-        post.shared_by.extend(named)
-
-
-async def usernames(graph: GraphServiceAsyncStub, user_ids: set[int]) -> dict[int, str]:
-    """Names by id of those people that exist. Raises Unavailable."""
-    response = await graph.BatchGetUsers(graph_pb2.BatchGetUsersRequest(user_ids=user_ids))
-    return {user.user_id: user.username for user in response.users}

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import psycopg
 
 from feedmesh.graph.v1 import graph_pb2
-from runtime import postgres
+from runtime import members, postgres
 from services.timeline import metrics, store
 from services.timeline.authors import newest
 from services.timeline.epoch import UnusableError
@@ -117,17 +117,21 @@ class Transitions:
     default_limit: int
     """FEEDMESH_PUSH_MAX_FOLLOWERS."""
 
-    async def consider(self, author_ids: Sequence[int], limit: int | None = None) -> None:
-        """Looks whether authors (at most 1,000) are to leave their mode. Raises Unavailable, psycopg.Error."""
+    async def followers(self, author_ids: Sequence[int]) -> dict[int, int]:
+        """How many followers authors (at most 1,000) have. Raises Unavailable."""
+        answer = await self.graph.BatchGetFollowerCounts(graph_pb2.BatchGetFollowerCountsRequest(user_ids=author_ids))
+        return dict(zip(author_ids, answer.followers, strict=True))
+
+    async def consider(self, followers: dict[int, int], limit: int | None = None) -> None:
+        """Looks whether authors with so many followers are to leave their mode. Raises psycopg.Error."""
         if limit is None:
             limit = await self.limit()
-        answer = await self.graph.BatchGetFollowerCounts(graph_pb2.BatchGetFollowerCountsRequest(user_ids=author_ids))
-        modes = await store.modes(self.pool, author_ids)
-        for author_id, followers in zip(author_ids, answer.followers, strict=True):
+        modes = await store.modes(self.pool, list(followers))
+        for author_id, count in followers.items():
             mode = modes.get(author_id, "push")
-            if mode == "push" and followers > limit:
+            if mode == "push" and count > limit:
                 await self._change("pull", author_id, store.leave_push)
-            elif mode == "pull" and followers < limit * RETURN:
+            elif mode == "pull" and count < limit * RETURN:
                 await self._change("push", author_id, store.leave_pull)
 
     async def _change(
@@ -154,14 +158,14 @@ class Transitions:
             return False
         pulled = await store.all_pulled(self.pool)
         for at in range(0, len(pulled), 1000):
-            await self.consider(pulled[at : at + 1000], limit)
+            await self.consider(await self.followers(pulled[at : at + 1000]), limit)
         after = 0
         while True:
             page = await self.graph.ListFollowerCounts(
                 graph_pb2.ListFollowerCountsRequest(after_user_id=after, min_followers=max(limit, 0) + 1, limit=1000)
             )
             if page.user_ids:
-                await self.consider(page.user_ids, limit)
+                await self.consider(await self.followers(page.user_ids), limit)
                 after = page.user_ids[-1]
             if len(page.user_ids) < 1000:
                 break
@@ -180,7 +184,7 @@ class Transitions:
                 await postgres.transact(self.pool, lambda c, way=way: store.arrive_at_push(c, way))  # type: ignore[misc]
         if ways:
             # The limit or their followers may have changed while they were on the way.
-            await self.consider([way.author_id for way in ways])
+            await self.consider(await self.followers([way.author_id for way in ways]))
         return len(ways) == WAYS
 
     async def _merge(self, way: store.Way) -> None:
@@ -198,7 +202,7 @@ class Transitions:
                 )
             )
             by_bucket: dict[int, list[str]] = {}
-            for follower_id in answer.items[0].follower_ids:
+            for follower_id in members.unpack_ids(answer.items[0].packed_follower_ids).tolist():
                 by_bucket.setdefault(bucket(follower_id), []).append(home_key(follower_id))
             for keys in by_bucket.values():
                 await self.timelines.merge(keys, rows, down_to)

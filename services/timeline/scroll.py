@@ -12,7 +12,7 @@ the post itself: nothing of it can come after that, as shares are newer than wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from runtime import ids
 from runtime.paging import Cursors
@@ -45,7 +45,7 @@ class Scroll:
 
     def showing(self, post_ids: Iterable[int]) -> Scroll:
         """The place in the same window with these posts shown."""
-        return replace(self, shown=self.shown.union(post_ids))
+        return Scroll(self.bound, self.high, self.low, self.shown.union(post_ids), self.earlier, self.forgot)
 
     def past_window(self) -> Scroll | None:
         """The place at the beginning of the next window; None at the end of the feed."""
@@ -65,7 +65,7 @@ def seal(cursors: Cursors, user_id: int, order: int, scroll: Scroll) -> str:
     low = 0 if scroll.low is None else scroll.low + 1
     head = (scroll.bound, scroll.high, low, int(scroll.forgot), len(scroll.shown))
     numbers = (*head, *sorted(scroll.shown), *sorted(scroll.earlier))
-    return cursors.seal(scope(user_id, order), b"".join(number.to_bytes(ID_BYTES, "big") for number in numbers))
+    return cursors.seal(scope(user_id, order), b"".join([number.to_bytes(ID_BYTES, "big") for number in numbers]))
 
 
 def unseal(cursors: Cursors, user_id: int, order: int, cursor: str) -> Scroll:

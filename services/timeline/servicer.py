@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
+
+from google.rpc import status_pb2
 
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
-from runtime import errors
-from runtime.paging import DEFAULT_LIMIT, require_fitting
+from runtime import errors, wire
+from runtime.coalesce import Coalescer
+from runtime.paging import DEFAULT_LIMIT, MAX_BATCH_POSTS, MAX_LIMIT, require_fitting
 from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
+Feeds = wire.closed(pb.BatchGetFeedResponse.DESCRIPTOR, [pb.GetFeedResponse.DESCRIPTOR, status_pb2.Status.DESCRIPTOR])
 
 
 @dataclass(frozen=True)
@@ -21,21 +26,28 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
 
     parts: Parts
 
-    async def GetFeed(self, request: pb.GetFeedRequest, context: Any) -> pb.GetFeedResponse:
-        [result] = await get_feeds(self.parts, [request])
-        if isinstance(result, errors.Error):
-            raise result
-        return result
+    @cached_property
+    def _feeds(self) -> Coalescer[pb.GetFeedRequest, Any]:
+        """Pages that are asked for one by one, made together."""
+        return Coalescer("feeds", partial(get_feeds, self.parts), max_weight=MAX_BATCH_POSTS, weigh=most_posts)
+
+    async def GetFeed(self, request: pb.GetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
+        return bytes((await self._feeds(request)).SerializeToString())
 
     async def ExplainPost(self, request: pb.ExplainPostRequest, context: Any) -> pb.ExplainPostResponse:
         return await explain(self.parts, request)
 
-    async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> pb.BatchGetFeedResponse:
-        require_fitting(sum(item.limit or DEFAULT_LIMIT for item in request.items))
-        response = pb.BatchGetFeedResponse()
+    async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
+        require_fitting(sum(map(most_posts, request.items)))
+        answer = Feeds()
         for result in await get_feeds(self.parts, request.items):
             if isinstance(result, errors.Error):
-                response.items.add(error=result.status())
+                answer.items.add(error=result.status().SerializeToString())
             else:
-                response.items.add(feed=result)
-        return response
+                answer.items.add(result=result.SerializeToString())
+        return bytes(answer.SerializeToString())
+
+
+def most_posts(request: pb.GetFeedRequest) -> int:
+    """How many posts a page can hold that is asked for, rightly or not."""
+    return min(max(request.limit, 1), MAX_LIMIT) if request.HasField("limit") else DEFAULT_LIMIT

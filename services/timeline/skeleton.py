@@ -1,4 +1,4 @@
-"""The skeleton of a window: which posts could be in it, and where plain shares put them.
+"""The skeletons of windows: which posts could be in them, and where plain shares put them. For many viewers at once.
 
 Candidates come from the viewer's home timeline, from the timelines of pulled authors, from Postgres for the viewer's
 own posts, and below the floor of any of these lists from Postgres alone: the same rows by another way, without a seam.
@@ -6,21 +6,24 @@ own posts, and below the floor of any of these lists from Postgres alone: the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from redis.exceptions import RedisError
 
 from feedmesh.post.v1 import post_pb2
-from runtime import ids, members
+from runtime import errors, ids, members
 from runtime.members import Members
 from runtime.relations import Ids, Relation
 from services.timeline import metrics
-from services.timeline.authors import Authors, newest
+from services.timeline.authors import Authors, Question, newest, newest_of
 from services.timeline.epoch import Guard, UnusableError
-from services.timeline.modes import Modes
+from services.timeline.modes import Modes, Pulled
 from services.timeline.scroll import Scroll
 from services.timeline.timelines import EMPTY, Timeline, Timelines, home_key
 
@@ -38,17 +41,6 @@ MOSTLY = 100
 ATTEMPTS = 3
 
 
-class Entry(NamedTuple):
-    """One entry of a feed: a post at its place."""
-
-    position: int
-    """The id that gives the place: the post's own, or its newest plain share's in the window."""
-    author_id: int
-    """Who wrote the post, or plainly shared it."""
-    post_id: int
-    """The post that is shown."""
-
-
 @dataclass(frozen=True)
 class Viewer:
     """Who reads, and their relations to others."""
@@ -59,24 +51,22 @@ class Viewer:
     """Whether the relation is of before the graph was gone."""
 
     @cached_property
-    def followees(self) -> Ids:
-        """Whose posts they read besides their own: those whom they follow and do not mute. Shape (n,), rising."""
-        return np.setdiff1d(self.relation.following, self.relation.muted, assume_unique=True)
-
-    @cached_property
     def author_ids(self) -> Ids:
         """Whose posts they read, their own among them. Shape (n + 1,)."""
-        return np.append(self.followees, self.user_id)
+        return np.append(self.relation.followees, self.user_id)
 
 
 class Held(NamedTuple):
-    """What Redis holds for a viewer: everything above the floor, but for the authors that are to be asked for."""
+    """What Redis holds for a viewer; or as much of it as a first page needs."""
 
     rows: Members
     """Shape (n, 3), newest first, each post once, of those whom the viewer reads."""
     floor: int
+    """All above it is among the rows, but for the authors that are to be asked for."""
     asked: list[int]
     """Authors whose posts are not among the rows: the viewer, and pulled ones beyond the bound."""
+    whole: bool
+    """Whether Redis holds no more."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +80,111 @@ class Sources:
     modes: Modes
 
 
-async def hold(sources: Sources, viewer: Viewer) -> Held:
-    """What Redis holds for a viewer; their home timeline is built, completed or made anew where that is needed.
+Lost = UnusableError | RedisError | OSError
+"""Why Redis cannot be used."""
 
-    Raises UnusableError, RedisError, Unavailable.
+
+async def hold(
+    sources: Sources, viewers: Sequence[Viewer], *, newest: int | None = None
+) -> list[Held | Lost | errors.Error]:
+    """What Redis holds for each viewer, or why there is nothing; of each list the `newest` alone, if that is said.
+
+    Home timelines are built, completed or made anew where that is needed.
     """
-    epoch = sources.guard.epoch
-    for _ in range(ATTEMPTS):
+    try:
+        epoch = sources.guard.epoch
         # First who is pulled, then the lists: who came from pull to push in between has their posts in the list.
         pulled = await sources.modes.pulled()
-        timeline = await home(sources, viewer, epoch)
-        pulled_ids = viewer.followees[pulled.among(viewer.followees)].tolist()
-        many = len(pulled_ids) > MAX_PULLED
-        lists = [timeline, *(await sources.authors.read([] if many else pulled_ids, epoch))]
-        if not pulled.is_stale():
-            rows = np.concatenate([each.rows for each in lists])
-            floor = max(each.floor for each in lists)
-            rows = newest_first(rows[(rows[:, 0] > floor) & np.isin(rows[:, 1], viewer.followees)])
-            metrics.HELD_ROWS.labels("home").inc(len(timeline.rows))
-            metrics.HELD_ROWS.labels("authors").inc(sum(len(each.rows) for each in lists[1:]))
-            return Held(rows, floor, [viewer.user_id, *(pulled_ids if many else [])])
-    raise UnusableError("the lists were read too slowly")
+        homes = await sources.timelines.read_all([home_key(viewer.user_id) for viewer in viewers], newest=newest)
+        pulled_ids = [pulled_by(pulled, viewer) for viewer in viewers]
+        authors = await sources.authors.read({each for some in pulled_ids if some for each in some}, epoch)
+    except (UnusableError, RedisError, OSError, errors.Error) as error:
+        return [error for _ in viewers]
+    ready = not pulled.is_stale()
+    held: list[Held | Lost | errors.Error | None] = [
+        held_by(viewer, timeline, some, authors, newest)
+        if ready and timeline is not None and is_complete(viewer.relation, timeline, epoch)
+        else None
+        for viewer, timeline, some in zip(viewers, homes, pulled_ids, strict=True)
+    ]
+    slow = [at for at, each in enumerate(held) if each is None]
+    if slow:
+        # Each for itself: what keeps one is nothing to the others.
+        for at, each in zip(slow, await asyncio.gather(*(hold_one(sources, viewers[at]) for at in slow)), strict=True):
+            held[at] = each
+    return [each for each in held if each is not None]
+
+
+def pulled_by(pulled: Pulled, viewer: Viewer) -> list[int] | None:
+    """The pulled authors whom a viewer reads; None where they are too many, and are read from Postgres."""
+    if not len(pulled.author_ids):
+        return []
+    followees = viewer.relation.followees
+    found: list[int] = followees[pulled.among(followees)].tolist()
+    return found if len(found) <= MAX_PULLED else None
+
+
+def held_by(
+    viewer: Viewer,
+    timeline: Timeline,
+    pulled_ids: list[int] | None,
+    authors: Mapping[int, Timeline],
+    newest: int | None = None,
+) -> Held:
+    """What a complete home timeline and those of pulled authors hold for a viewer."""
+    asked, rows, floor, whole = [viewer.user_id], timeline.rows, timeline.covered_above, timeline.whole
+    if pulled_ids is None:
+        pulled_ids = []
+        asked += viewer.relation.followees.tolist()
+    if pulled_ids:
+        lists = [authors[author_id] for author_id in pulled_ids]
+        floor = max(floor, *(each.floor for each in lists))
+        above = [each.rows[each.rows[:, 0] > floor] for each in (timeline, *lists)]
+        if newest is not None and any(len(each) > newest for each in above):
+            # As if each had been read no further: the rest is for later pages.
+            floor = max(floor, *(int(each[newest, 0]) for each in above if len(each) > newest))
+            above, whole = [each[each[:, 0] > floor] for each in above], False
+        metrics.HELD_ROWS.labels("authors").inc(sum(len(each) for each in above[1:]))
+        rows = newest_first(np.concatenate(above))
+    metrics.HELD_ROWS.labels("home").inc(len(timeline.rows))
+    read = among(viewer.relation.followees, rows[:, 1])
+    return Held(rows if read.all() else rows[read], floor, asked, whole)
+
+
+def is_complete(relation: Relation, timeline: Timeline, epoch: int) -> bool:
+    """Whether a list holds all whom its viewer follows, and not mostly others."""
+    return (
+        timeline.epoch == epoch
+        and not timeline.covers_nothing
+        and relation.latest_follow <= timeline.horizon
+        and not is_mostly_filtered(relation, timeline)
+    )
+
+
+def is_mostly_filtered(relation: Relation, timeline: Timeline) -> bool:
+    """Whether most of a list is of people whom its viewer does not follow any more."""
+    authors = timeline.rows[:, 1]
+    if len(authors) < MOSTLY:
+        return False
+    # One in four tells enough: a list that is made anew in vain costs a query, and one that is not costs reads.
+    some = authors[::4]
+    return 2 * int(np.count_nonzero(among(relation.following, some))) < len(some)
+
+
+async def hold_one(sources: Sources, viewer: Viewer) -> Held | Lost | errors.Error:
+    """What Redis holds for a viewer whose lists may have to be made first."""
+    try:
+        epoch = sources.guard.epoch
+        for _ in range(ATTEMPTS):
+            pulled = await sources.modes.pulled()
+            timeline = await home(sources, viewer, epoch)
+            pulled_ids = pulled_by(pulled, viewer)
+            authors = await sources.authors.read(set(pulled_ids or ()), epoch)
+            if not pulled.is_stale():
+                return held_by(viewer, timeline, pulled_ids, authors)
+        return UnusableError("the lists were read too slowly")
+    except (UnusableError, RedisError, OSError, errors.Error) as error:
+        return error
 
 
 async def home(sources: Sources, viewer: Viewer, epoch: int) -> Timeline:
@@ -125,8 +199,7 @@ async def home(sources: Sources, viewer: Viewer, epoch: int) -> Timeline:
             raise UnusableError("this process does not know the latest epoch yet")
         else:
             new = relation.following[relation.follow_ids > timeline.horizon]
-            kept = np.count_nonzero(np.isin(timeline.rows[:, 1], relation.following))
-            if len(new) <= MAX_MERGED and (len(timeline.rows) < MOSTLY or 2 * kept >= len(timeline.rows)):
+            if len(new) <= MAX_MERGED and not is_mostly_filtered(relation, timeline):
                 return await completed(sources, relation, key, timeline, new) if len(new) else timeline
             made = await timelines.create(key, epoch, replaced=timeline.incarnation)
         if made.epoch == epoch and made.covers_nothing:
@@ -139,7 +212,7 @@ async def built(sources: Sources, relation: Relation, key: str, made: Timeline) 
     """Builds a list that covers nothing: pushes arrive in it already, so what is read now leaves nothing out."""
     timelines = sources.timelines
     rows, floor = timelines.cut(await newest(sources.post, relation.following, limit=timelines.cap + 1))
-    horizon = int(relation.follow_ids.max(initial=0))
+    horizon = relation.latest_follow
     filled = await timelines.fill(key, made.incarnation, rows, floor, horizon)
     metrics.TIMELINE_BUILDS.labels("built" if filled else "lost").inc()
     return replace(made, rows=rows, floor=floor, horizon=horizon)
@@ -149,60 +222,86 @@ async def completed(sources: Sources, relation: Relation, key: str, timeline: Ti
     """Merges the posts of those who are followed since the list's horizon, above its floor."""
     timelines = sources.timelines
     rows, down_to = timelines.cut(await newest(sources.post, new, low=timeline.floor + 1, limit=timelines.cap + 1))
-    horizon = int(relation.follow_ids.max(initial=0))
+    horizon = relation.latest_follow
     # Where the list is gone or was made anew meanwhile, this read has what it needs all the same.
     await timelines.merge([key], rows, down_to, incarnation=timeline.incarnation, horizon=horizon)
     metrics.TIMELINE_BUILDS.labels("merged").inc()
-    return replace(
-        timeline,
-        rows=np.concatenate([timeline.rows, rows]),
-        floor=max(timeline.floor, down_to),
-        horizon=horizon,
-    )
+    floor = max(timeline.floor, down_to)
+    both = newest_first(np.concatenate([timeline.rows, rows]))
+    return replace(timeline, rows=both[both[:, 0] > floor], floor=floor, horizon=horizon)
 
 
-async def window(
-    post: PostServiceAsyncStub, viewer: Viewer, held: Held | None, scroll: Scroll, size: int
-) -> tuple[Scroll, list[Entry]]:
-    """Reads a window of at most `size` posts: its entries, newest first. Without `held` all of it from Postgres.
-
-    Returns the place with the window's ends now known, too. Raises Unavailable.
-    """
-    # One more than a window tells whether anything is below it.
-    found = await candidates(post, viewer, held, scroll.low or 0, scroll.high, size + 1)
-    cut_off = len(found) > size
-    found = found[:size]
-    if scroll.bound == ids.MAX_ID:
-        # The first page: what is newest now bounds the whole scroll.
-        newest_id = int(found[0, 0]) if len(found) else 0
-        scroll = replace(scroll, bound=newest_id, high=newest_id)
-    # What a follow in between pages added may overfill a window that was cut before; then it ends sooner.
-    scroll = replace(scroll, low=int(found[-1, 0]) if cut_off else scroll.low or 0)
-    entries: dict[int, Entry] = {}
-    for position, author_id, post_id in found.tolist():
-        entries.setdefault(post_id, Entry(position, author_id, post_id))
-    if scroll.forgot:
-        for share_id, _, post_id in (await list_sharers(post, viewer, scroll.bound, list(entries))).tolist():
-            if share_id > scroll.high:
-                entries.pop(post_id, None)
-    return scroll, list(entries.values())
+def in_range(held: Held, low: int, high: int, limit: int) -> Members:
+    """The newest `limit` rows that are held with ids from low to high."""
+    rows = held.rows
+    if high < ids.MAX_ID:
+        rows = rows[rows[:, 0] <= high]
+    if low > held.floor + 1:
+        rows = rows[rows[:, 0] >= low]
+    return rows[:limit]
 
 
 async def candidates(
-    post: PostServiceAsyncStub, viewer: Viewer, held: Held | None, low: int, high: int, limit: int
-) -> Members:
-    """The newest `limit` posts for a viewer with ids from low to high, newest first: shape (n, 3)."""
-    found = EMPTY
-    if held is not None and held.floor < high:
-        above = max(held.floor + 1, low)
-        rows = held.rows[(held.rows[:, 0] >= above) & (held.rows[:, 0] <= high)][:limit]
-        asked = await newest(post, held.asked, low=above, high=high, limit=limit)
-        found = newest_first(np.concatenate([rows, asked]))[:limit]
-        high = held.floor
-    if len(found) < limit and low <= high and high > 0:
-        rest = await newest(post, viewer.author_ids, low=low, high=high, limit=limit - len(found))
-        metrics.HELD_ROWS.labels("postgres").inc(len(rest))
-        found = np.concatenate([found, rest])
+    post: PostServiceAsyncStub, places: Sequence[tuple[Viewer, Held | None, int, int]], limit: int
+) -> list[Members]:
+    """For each place (viewer, what is held, lowest and highest id) the newest `limit` posts: shape (n, 3).
+
+    Of what is held, and of Postgres below it, unless that is only the beginning of what Redis holds.
+    Raises Unavailable.
+    """
+    found = [EMPTY for _ in places]
+    asked: list[tuple[int, Question]] = []
+    for at, (_, held, low, high) in enumerate(places):
+        if held is not None and held.floor < high:
+            found[at] = rows = in_range(held, low, high, limit)
+            # What is older than the last of a full window is none of it.
+            above = int(rows[-1, 0]) if len(rows) == limit else max(held.floor + 1, low)
+            asked.append((at, (held.asked, above, high, limit)))
+    for (at, _), rows in zip(asked, await newest_of(post, [question for _, question in asked]), strict=True):
+        if len(rows):
+            found[at] = newest_first(np.concatenate([found[at], rows]))[:limit]
+    below: list[tuple[int, Question]] = []
+    for at, (viewer, held, low, high) in enumerate(places):
+        left = high if held is None else min(high, held.floor)
+        if len(found[at]) < limit and low <= left and left > 0 and (held is None or held.whole):
+            below.append((at, (viewer.author_ids, low, left, limit - len(found[at]))))
+    rest = await asyncio.gather(*(newest_of(post, [question]) for _, question in below))
+    for (at, _), [rows] in zip(below, rest, strict=True):
+        metrics.HELD_ROWS.labels("postgres").inc(len(rows))
+        found[at] = np.concatenate([found[at], rows])
+    return found
+
+
+def begin(place: Scroll, found: Members, size: int) -> tuple[Scroll, Members]:
+    """A window of at most `size` posts, of candidates one more than that: its place with its ends known, its entries.
+
+    An entry is a post at its place, shape (n, 3), newest first: the id that gives the place (the post's own, or its
+    newest plain share's in the window), who wrote or shared it, the post that is shown.
+    """
+    # One more than a window tells whether anything is below it.
+    cut_off = len(found) > size
+    found = found[:size]
+    if place.bound == ids.MAX_ID:
+        # The first page: what is newest now bounds the whole scroll.
+        newest_id = int(found[0, 0]) if len(found) else 0
+        place = Scroll(newest_id, newest_id, int(found[-1, 0]) if cut_off else 0)
+    else:
+        # What a follow in between pages added may overfill a window that was cut before; then it ends sooner.
+        place = replace(place, low=int(found[-1, 0]) if cut_off else place.low or 0)
+    if (found[:, 0] != found[:, 2]).any():
+        _, first = np.unique(found[:, 2], return_index=True)
+        first.sort()
+        found = found[first]
+    return place, found
+
+
+def among(rising: Ids, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of some values are among rising ids: shape as given."""
+    if not len(rising):
+        return np.zeros(values.shape, dtype=bool)
+    places = rising.searchsorted(values)
+    places[places == len(rising)] = 0
+    found: npt.NDArray[np.bool_] = rising[places] == values
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, ids
+from runtime import errors, ids, members
 from tests.contract.expect import MAX_ID, OUT_OF_RANGE, Page, both, damaged, page_of, read_to_end, refusal
 from tests.fakes.serving import GraphService
 
@@ -137,7 +137,7 @@ async def follower_pages(graph: GraphService, *items: tuple[int, int, int]) -> l
         ]
     )
     answers = (await graph.stub.BatchListFollowerIds(request)).items
-    return [(list(answer.follower_ids), answer.next_follow_id) for answer in answers]
+    return [(members.unpack_ids(answer.packed_follower_ids).tolist(), answer.next_follow_id) for answer in answers]
 
 
 async def follower_counts(graph: GraphService, *user_ids: int) -> list[int]:
@@ -1191,3 +1191,34 @@ async def test_those_with_many_followers_are_paged_by_id(graph: GraphService) ->
     while len(page := await followed_by_many(graph, 2, after=found[-1] if found else 0, limit=2)) == 2:
         found += page
     assert [*found, *page] == order
+
+
+# ListUserChanges.
+
+
+async def changes(graph: GraphService, after: int) -> tuple[int, set[int], bool]:
+    answer = await graph.stub.ListUserChanges(pb.ListUserChangesRequest(after_version=after))
+    return answer.version, set(answer.user_ids), answer.many
+
+
+async def test_whoever_others_see_otherwise_is_told_of(graph: GraphService) -> None:
+    ann, bob, cid, dora = await join_all(graph, 4)
+    before, _, _ = await changes(graph, 0)
+    assert await changes(graph, before) == (before, set(), False)
+    await graph.stub.Follow(pb.FollowRequest(follower_id=ann, following_id=bob))
+    await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=dora, email=f"another{dora}@example.org"))
+    assert not {ann, bob} & (await changes(graph, before))[1]
+    await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=ann, private=True))
+    await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=bob, username=f"another{bob}"))
+    await graph.stub.DeleteUser(pb.DeleteUserRequest(user_id=cid))
+    version, told, many = await changes(graph, before)
+    assert told - {dora} == {ann, bob, cid}
+    assert (version > before, many) == (True, False)
+    assert await changes(graph, version) == (version, set(), False)
+
+
+async def test_of_too_many_changes_none_is_told(graph: GraphService) -> None:
+    ann = await join(graph)
+    version, _, _ = await changes(graph, 0)
+    await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=ann, private=True))
+    assert await changes(graph, version - 1000) == (version + 1, set(), True)

@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedmesh.graph.v1 import graph_pb2
+from feedmesh.options.v1 import options_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, ids, members
 from tests.contract.expect import MAX_ID, OUT_OF_RANGE, Page, both, damaged, page_of, read_to_end, refusal
 from tests.fakes.poll import until
 from tests.fakes.serving import PostService
 
+POST = pb.DESCRIPTOR.services_by_name["PostService"]
 NOBODY = NOTHING = 4_096
 """The id of no user, post or comment."""
 names = itertools.count(1)
@@ -363,7 +365,7 @@ async def test_pages_and_batches_have_bounds(service: PostService) -> None:
     for call, path in (
         (hydrate(service, (0, [1] * 201)), "items[0].post_ids"),
         (hydrate(service, *[(0, [1])] * 65), "items"),
-        (hydrate(service, *[(0, [1] * 101)] * 5), "items"),
+        (hydrate(service, *[(0, [1] * 101)] * 7), "items"),
         (newest(service, [1] * 10_001), "items[0].author_ids"),
         (sharers(service, [1] * 1_001, [1]), "items[0].original_ids"),
         (sharers(service, [1], [1] * 10_001), "items[0].sharer_ids"),
@@ -1058,6 +1060,116 @@ async def test_a_share_with_a_key_is_answered_again_after_its_original_was_delet
     await delete(service, ann, post_id)
     shared.post.ClearField("shared_post")  # of the original no answer is kept
     assert await service.stub.SharePost(request) == shared
+
+
+# Batches.
+
+
+async def batch(service: PostService, name: str, *requests: Any) -> list[Any]:
+    """For each request what its RPC answers, or the error that it fails with."""
+    many = POST.methods_by_name[POST.methods_by_name[name].GetOptions().Extensions[options_pb2.batch]]
+    answer = await getattr(service.stub, many.name)(getattr(pb, many.input_type.name)(items=requests))
+    return [errors.from_status(item.error) if item.HasField("error") else item.result for item in answer.items]
+
+
+def reason_of(outcome: Any) -> str:
+    """Why something was not done; "" where it was."""
+    return outcome.reason if isinstance(outcome, errors.Error) else ""
+
+
+def reasons(outcomes: Iterable[Any]) -> list[str]:
+    return [reason_of(outcome) for outcome in outcomes]
+
+
+MANY: dict[str, Callable[[int, int, int], Any]] = {
+    "CreatePost": lambda user, post, n: pb.CreatePostRequest(user_id=user, content=f"words {n}"),
+    "LikePost": lambda user, post, n: pb.LikePostRequest(user_id=user, post_id=post),
+    "UnlikePost": lambda user, post, n: pb.UnlikePostRequest(user_id=user, post_id=post),
+    "CreateComment": lambda user, post, n: pb.CreateCommentRequest(user_id=user, post_id=post, content=f"remark {n}"),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+async def test_a_batch_answers_one_for_one_and_what_is_wrong_fails_alone(service: PostService, name: str) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    open_to_all, hidden, other = await write(service, ann), await write(service, cid), await write(service, bob)
+    plain = (await share(service, bob, open_to_all)).post_id
+    await block(service, cid, ann)
+    asked = [(ann, open_to_all), (0, open_to_all), (bob, plain), (NOBODY, open_to_all), (ann, hidden), (bob, NOTHING)]
+    asked += [(bob, 2**60), (cid, other), (ann, open_to_all)]
+    before = await counts(service, open_to_all)
+    outcomes = await batch(service, name, *(MANY[name](user, post, n) for n, (user, post) in enumerate(asked)))
+    unseen = "" if name == "CreatePost" else "POST_NOT_FOUND"
+    beyond = "" if name == "CreatePost" else "INVALID_ARGUMENT"
+    assert reasons(outcomes) == ["", "INVALID_ARGUMENT", "", "USER_NOT_FOUND", unseen, unseen, beyond, "", ""]
+    done = [(n, outcome) for n, outcome in enumerate(outcomes) if not isinstance(outcome, errors.Error)]
+    if name == "CreatePost":
+        assert [outcome.post.content for _, outcome in done] == [f"words {n}" for n, _ in done]
+        for n, outcome in done:
+            assert await get(service, outcome.post.post_id, asked[n][0]) == outcome.post
+    elif name == "CreateComment":
+        remarks = [outcome.comment for n, outcome in done if n != 7]
+        assert [(c.content, c.user_id, c.post_id, c.username) for c in remarks] == [
+            (f"remark {n}", user, open_to_all, await username(service, user))
+            for n, user in ((0, ann), (2, bob), (8, ann))
+        ]
+        assert sorted((await comments_of(service, open_to_all)).rows) == sorted(c.comment_id for c in remarks)
+        assert (await counts(service, open_to_all)).comments == before.comments + 3
+    else:
+        liked = name == "LikePost"
+        assert [(outcome.post_id, outcome.liked) for _, outcome in done] == [
+            (post, liked) for post in (open_to_all, open_to_all, other, open_to_all)
+        ]
+        assert (await counts(service, open_to_all)).likes == (2 if liked else 0)
+        assert done[-1][1].likes == (2 if liked else 0)
+
+
+async def test_a_batch_of_nothing_is_answered_and_one_of_too_many_is_refused(service: PostService) -> None:
+    ann = await join(service)
+    post_id = await write(service, ann)
+    for name, request in MANY.items():
+        assert await batch(service, name) == []
+        with refusal(errors.InvalidArgument, "INVALID_ARGUMENT", "items"):
+            await batch(service, name, *(request(ann, post_id, n) for n in range(65)))
+    assert await counts(service, post_id) == Counts()
+
+
+@pytest.mark.parametrize("name", MANY)
+async def test_keys_hold_in_batches_as_they_do_alone(service: PostService, name: str) -> None:
+    ann, bob = await join_all(service, 2)
+    post_id = await write(service, ann)
+
+    def keyed_request(user: int, key: str, n: int = 0) -> Any:
+        request = MANY[name](user, post_id, n)
+        request.request_id = key
+        return request
+
+    first = await getattr(service.stub, name)(keyed_request(ann, "first"))
+    used = pb.CreatePostRequest(user_id=bob, content="words", request_id="used")
+    await service.stub.CreatePost(used)
+    asked = [("first", ann), ("used", bob), ("new", bob), ("new", bob), ("", ann), ("first", bob)]
+    outcomes = await batch(service, name, *(keyed_request(user, key) for key, user in asked))
+    # The second of two with one key may be told that the first is under way, or gets its answer.
+    assert reasons(outcomes) == ["", "REQUEST_ID_REUSED", "", reason_of(outcomes[3]), "", ""]
+    assert outcomes[0] == first
+    assert outcomes[3] == outcomes[2] or reason_of(outcomes[3]) == "REQUEST_IN_PROGRESS"
+    again = await batch(service, name, *(keyed_request(user, key) for key, user in (asked[2], asked[5], asked[0])))
+    assert again == [outcomes[2], outcomes[5], outcomes[0]]
+
+
+async def test_many_likes_at_once_of_one_post_all_count(service: PostService) -> None:
+    people = await join_all(service, 40)
+    post_id = await write(service, people[0])
+    likes = [like(service, user, post_id) for user in (*people, *people[:20])]
+    likes += [like(service, user, NOTHING) for user in people[:5]]
+    answers = await asyncio.gather(*likes, return_exceptions=True)
+    assert reasons(answers) == [""] * 60 + ["POST_NOT_FOUND"] * 5
+    assert max(answer.likes for answer in answers if isinstance(answer, pb.LikePostResponse)) == 40
+    assert await counts(service, post_id) == Counts(likes=40)
+    # Each then likes and unlikes at once: whatever comes last, counts and likes agree.
+    await asyncio.gather(*(act(service, user, post_id) for user in people for act in (like, unlike)))
+    seen = await asyncio.gather(*(get(service, post_id, user) for user in people))
+    assert {post.likes for post in seen} == {sum(post.liked for post in seen)}
 
 
 # ListUserPosts, and cursors.

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -30,7 +30,7 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from runtime import client, errors
 from services.timeline.servicer import SERVICE
-from services.timeline.timelines import author_key, decode, home_key
+from services.timeline.timelines import Timelines, author_key, home_key
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import ROOT, Mesh
 from tests.e2e.test_crashes import post_with_retries, wait_for_ready
@@ -135,8 +135,8 @@ class Crowd:
 
     async def held(self, key: str) -> set[int]:
         """The posts in a list in Redis."""
-        elements: list[Any] = await self.redis.lrange(key, 0, -1)
-        return set(decode(b"".join(elements)).rows[:, 0].tolist()) if elements else set()
+        timeline = await Timelines(self.redis).read(key, renewed=False)
+        return set(timeline.rows[:, 0].tolist()) if timeline is not None else set()
 
     def modes(self) -> dict[int, str]:
         """Who is not in mode push."""

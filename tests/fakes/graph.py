@@ -40,6 +40,8 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
         self.requests: Pairs = {}
         self.blocks: Pairs = {}
         self.mutes: Pairs = {}
+        self.changed: list[int] = []
+        """Who changed as others see it, one for each version."""
         self._max_following = max_following
         self._next_id = NextId(clock)
         self._answers = Answers()
@@ -80,6 +82,8 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             username = request.username if request.HasField("username") else person.username
             email = request.email if request.HasField("email") else person.email
             self._require_free(username, email, among=[p for p in self.people.values() if p is not person])
+            if (username, request.private) != (person.username, person.private):
+                self.changed.append(person.user_id)
             person.username, person.email = username, email
             if request.HasField("private"):
                 person.private = request.private
@@ -96,6 +100,7 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
                         self._end(pairs, *pair)
                 del self.people[request.user_id]
                 self.erased.add(request.user_id)
+                self.changed.append(request.user_id)
             return pb.DeleteUserResponse()
 
         return self._answers.once(request, request.user_id, work)
@@ -236,6 +241,12 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             users=[pb.User(user_id=p.user_id, username=p.username, private=p.private) for p in known]
         )
 
+    async def ListUserChanges(self, request: pb.ListUserChangesRequest, context: Any) -> pb.ListUserChangesResponse:
+        version = 1 + len(self.changed)
+        changed = self.changed[max(request.after_version - 1, 0) :]
+        many = version - request.after_version > 1000
+        return pb.ListUserChangesResponse(version=version, user_ids=[] if many else set(changed), many=many)
+
     async def BatchGetRelations(
         self, request: pb.BatchGetRelationsRequest, context: Any
     ) -> pb.BatchGetRelationsResponse:
@@ -267,7 +278,7 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             left = [edge for edge in meaning(item.user_id, self.follows) if edge[0] < before]
             page = left[: item.limit]
             response.items.add(
-                follower_ids=[user_id for _, user_id in page],
+                packed_follower_ids=b"".join(user_id.to_bytes(8, "big") for _, user_id in page),
                 next_follow_id=page[-1][0] if len(left) > item.limit else 0,
             )
         return response

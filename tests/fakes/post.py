@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
-from runtime import errors, ids, members
+from runtime import errors, ids, members, validation
 from runtime.clock import Clock, wall_clock
 from runtime.paging import DEFAULT_LIMIT, Cursors, require_fitting
 from tests.fakes.graph import FakeGraph
 from tests.fakes.idempotency import Answers
 from tests.fakes.ids import NextId
 
+M = TypeVar("M", bound=Message)
 HOUR_MS = 3_600_000
 MAX_SHARERS = 20
 AFFINITY_DEPTH = 200
@@ -225,15 +229,52 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
         return self._answers.once(request, request.user_id, work)
 
+    # Batches of these.
+
+    async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, context: Any) -> pb.BatchCreatePostsResponse:
+        return await each(self.CreatePost, request.items, pb.BatchCreatePostsResponse())
+
+    async def BatchLikePosts(self, request: pb.BatchLikePostsRequest, context: Any) -> pb.BatchLikePostsResponse:
+        return await each(self.LikePost, request.items, pb.BatchLikePostsResponse())
+
+    async def BatchUnlikePosts(self, request: pb.BatchUnlikePostsRequest, context: Any) -> pb.BatchUnlikePostsResponse:
+        return await each(self.UnlikePost, request.items, pb.BatchUnlikePostsResponse())
+
+    async def BatchCreateComments(
+        self, request: pb.BatchCreateCommentsRequest, context: Any
+    ) -> pb.BatchCreateCommentsResponse:
+        return await each(self.CreateComment, request.items, pb.BatchCreateCommentsResponse())
+
     # What feeds are made of.
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> pb.BatchGetPostsResponse:
         require_fitting(sum(len(item.post_ids) for item in request.items))
         response = pb.BatchGetPostsResponse()
         for item in request.items:
-            entries = filter(None, (self.seen(post_id, item.viewer_id) for post_id in item.post_ids))
-            response.items.add(posts=[self._present(entry, item.viewer_id) for entry in entries])
+            entries = [e for post_id in item.post_ids if (e := self.seen(post_id, item.viewer_id))]
+            page = response.items.add(posts=[self._present(entry, item.viewer_id) for entry in entries])
+            page.members = packed(entries)
+            if item.HasField("sharers_up_to"):
+                muted = {target for user_id, target in self._graph.mutes if user_id == item.viewer_id}
+                self._add_sharers(page, item.viewer_id, item.sharers_up_to, muted)
         return response
+
+    def _add_sharers(
+        self, page: pb.BatchGetPostsResponse.Item, viewer_id: int, up_to: int, muted: Collection[int]
+    ) -> None:
+        """Adds what the page of a feed has besides."""
+        read = {followee for follower, followee in self._graph.follows if follower == viewer_id} - set(muted)
+        shares = []
+        for post in page.posts:
+            own = (e for e in self.entries() if e.original_id == post.post_id != e.post_id and e.post_id <= up_to)
+            newest = [e for e in own if e.user_id in read | {viewer_id}][:MAX_SHARERS]
+            shares += newest
+            post.shared_by.extend(
+                pb.Sharer(user_id=e.user_id, username=self._graph.username(e.user_id)) for e in newest
+            )
+            if post.shared_post.user_id in muted:
+                post.ClearField("shared_post")
+        page.shares = packed(sorted(shares, key=lambda share: -share.post_id))
 
     async def BatchListNewest(self, request: pb.BatchListNewestRequest, context: Any) -> pb.BatchListNewestResponse:
         response = pb.BatchListNewestResponse()
@@ -452,6 +493,26 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             content=remark.content,
             created_at=ids.timestamp(remark.comment_id),
         )
+
+
+async def each(handle: Any, requests: Iterable[Message], answer: M) -> M:
+    """The answer of a batch's RPC: what one RPC gives for each of the requests."""
+
+    async def attempt(request: Message) -> Any:
+        try:
+            if wrong := validation.violations(request):
+                raise errors.InvalidArgument(*wrong)
+            return await handle(request, None)
+        except errors.Error as error:
+            return error
+
+    items: Any = answer.items  # type: ignore[attr-defined]
+    for outcome in await asyncio.gather(*map(attempt, requests)):
+        if isinstance(outcome, errors.Error):
+            items.add(error=outcome.status())
+        else:
+            items.add(result=outcome)
+    return answer
 
 
 def packed(entries: Iterable[Entry]) -> bytes:

@@ -9,7 +9,7 @@ may be is what is so in one of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -315,3 +315,13 @@ class Model:
         )
         there = [[user for user in users if not self.people[user].erased] for users in by_kind]
         return Counts(tuple(map(len, there)), tuple(map(len, by_kind)))  # type: ignore[arg-type]
+
+
+def assert_windows(shown: Sequence[int], wanted: Sequence[int], size: int) -> None:
+    """Asserts that a feed is another put in order anew, window by window, each of at most `size` posts."""
+    assert sorted(shown) == sorted(wanted)
+    begun = 0
+    for end in range(1, len(wanted) + 1):
+        if set(shown[begun:end]) == set(wanted[begun:end]):
+            assert end - begun <= size, "a window is too large"
+            begun = end

@@ -38,10 +38,11 @@ from services.graph import relay as graph_relay
 from services.graph import servicer as graph_service
 from services.graph import upkeep as graph_upkeep
 from services.graph.store import USER_COUNTS
-from services.post import eraser, people
+from services.post import eraser, hot, people
 from services.post import relay as post_relay
 from services.post import servicer as post_service
 from services.post import upkeep as post_upkeep
+from services.post.hot import HotPosts
 from services.post.people import People
 from services.post.sight import Sights
 from services.post.store import POST_COUNTS
@@ -49,12 +50,12 @@ from services.ranking import servicer as ranking_service
 from services.timeline import authors, feed, modes, store
 from services.timeline.deliver import Fanout
 from services.timeline.fanout import GROUP
-from services.timeline.feed import Parts, get_feeds
+from services.timeline.feed import Parts
 from services.timeline.modes import BOTH_S
 from services.timeline.timelines import home_key
 from tests.fakes.databases import EMPTY, Databases, settings_of
 from tests.fakes.serving import serving
-from tests.integration.timeline_stores import TimelineStores, timeline_stores
+from tests.integration.timeline_stores import TimelineStores, feeds, timeline_stores
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -103,6 +104,8 @@ def held_time(clock: Clock) -> Iterator[None]:
         patch.setattr(modes, "BOTH_S", 0.0)
         patch.setattr(modes, "LEASE_S", 0.0)
         patch.setattr(authors, "CACHE_S", 0.0)
+        # What the post service keeps stays until time passes: whatever changes meanwhile must be dropped or read anew.
+        patch.setattr(hot, "time", SimpleNamespace(monotonic=clock.seconds))
         # Entries of a worker that died are taken over, and events that failed tried again, in the next step.
         patch.setattr(consumer, "TOUCH_S", 0.0)
         patch.setattr(consumer, "CLAIM_MS", 0)
@@ -155,6 +158,7 @@ class Mesh:
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
     ranking: RankingServiceAsyncStub
+    hot: HotPosts
 
     @asynccontextmanager
     async def world(self) -> AsyncIterator[World]:
@@ -223,13 +227,8 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Mesh]:
         )
         sights = Sights(graph)
         sights.people = People(graph, timer=clock.seconds)
-        post = PostServiceStub(
-            await serve(
-                add_PostServiceServicer_to_server,
-                post_service.PostServicer(post_pool, sights, Cursors(SECRET)),
-                post_service.SERVICE,
-            )
-        )
+        posts = post_service.PostServicer(post_pool, sights, Cursors(SECRET))
+        post = PostServiceStub(await serve(add_PostServiceServicer_to_server, posts, post_service.SERVICE))
         ranking = RankingServiceStub(
             await serve(
                 add_RankingServiceServicer_to_server,
@@ -238,7 +237,7 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Mesh]:
                 ranking_service.SERVICE,
             )
         )
-        yield Mesh(clock, graph_pool, post_pool, stores, graph, post, ranking)
+        yield Mesh(clock, graph_pool, post_pool, stores, graph, post, ranking, posts.hot)
 
 
 @dataclass
@@ -403,6 +402,12 @@ class World:
             await step(each)
         await eraser.erase(self.mesh.post_pool)
         await post_upkeep.sweep_deleted_posts(self.mesh.post_pool)
+        await self.forget_counts()
+
+    async def forget_counts(self) -> None:
+        """What the post service keeps of posts grows old: other processes changed their counts."""
+        rows = await postgres.fetch(self.mesh.post_pool, "SELECT post_id FROM posts")
+        self.mesh.hot.drop([row[0] for row in rows])
 
     async def pass_time(self, seconds: float) -> None:
         """The clock goes on."""
@@ -416,6 +421,7 @@ class World:
         await self.deliver()
         while await eraser.erase(self.mesh.post_pool) or await post_upkeep.sweep_deleted_posts(self.mesh.post_pool):
             pass
+        await self.forget_counts()
         await self.deliver()
         await self.reconcile()
         while await postgres.fetch(self.stores.pool, "SELECT FROM author_modes WHERE mode = 'both'"):
@@ -577,7 +583,7 @@ class World:
     ) -> pb.GetFeedResponse | errors.Error:
         """A page of a reader's feed, or why there is none."""
         request = pb.GetFeedRequest(user_id=reader, limit=limit, cursor=cursor, order=order)
-        [page] = await get_feeds(self.replicas[replica], [request])
+        [page] = await feeds(self.replicas[replica], [request])
         return page
 
     async def read(

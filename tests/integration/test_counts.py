@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2 as pb
@@ -153,6 +154,93 @@ async def test_counts_of_posts_equal_rows_in_every_snapshot_and_drain(post_servi
     assert await hammer(pool, store.POST_COUNTS, POSTS_OUT_OF_STEP, acts) > 5
     await until(lambda: drained(pool, store.POST_COUNTS))
     assert await postgres.fetch(pool, POSTS_OUT_OF_STEP) == []
+
+
+async def test_batches_that_cross_each_other_and_deletions_wait_for_nobody_in_a_ring(
+    post_service: RealPostService,
+) -> None:
+    stub, pool = post_service.stub, post_service.pool
+    chance = random.Random(5)
+    joining = [graph_pb2.CreateUserRequest(username=f"ring{n}", email=f"ring{n}@example.org") for n in range(12)]
+    people = [(await post_service.graph.CreateUser(request)).user.user_id for request in joining]
+    posts = [
+        (await stub.CreatePost(pb.CreatePostRequest(user_id=people[0], content=f"{n}"))).post.post_id for n in range(6)
+    ]
+    everything = [(user, post) for user in people for post in posts[:4]]
+
+    async def like_all(order: list[tuple[int, int]]) -> None:
+        items = [pb.LikePostRequest(user_id=user, post_id=post) for user, post in order]
+        await stub.BatchLikePosts(pb.BatchLikePostsRequest(items=items))
+
+    async def unlike_all(order: list[tuple[int, int]]) -> None:
+        items = [pb.UnlikePostRequest(user_id=user, post_id=post) for user, post in order]
+        await stub.BatchUnlikePosts(pb.BatchUnlikePostsRequest(items=items))
+
+    async def comment_on_all(order: list[tuple[int, int]]) -> None:
+        items = [pb.CreateCommentRequest(user_id=user, post_id=post, content="x") for user, post in order]
+        await stub.BatchCreateComments(pb.BatchCreateCommentsRequest(items=items))
+
+    acts: list[Callable[[], Awaitable[Any]]] = [
+        lambda post=post: stub.DeletePost(pb.DeletePostRequest(user_id=people[0], post_id=post))  # type: ignore[misc]
+        for post in posts[2:]
+    ]
+    for n in range(24):
+        order = chance.sample(everything, chance.randint(8, len(everything)))
+        acts.insert(0, lambda act=(like_all, unlike_all, comment_on_all)[n % 3], order=order: act(order))  # type: ignore[misc]
+    before = deadlocks()
+    assert await hammer(pool, store.POST_COUNTS, POSTS_OUT_OF_STEP, acts) > 5
+    assert deadlocks() == before
+    await until(lambda: drained(pool, store.POST_COUNTS))
+    assert await postgres.fetch(pool, POSTS_OUT_OF_STEP) == []
+
+
+@pytest.mark.parametrize("write", [store.insert_likes, store.delete_likes])
+async def test_likes_are_written_in_one_order_whatever_order_they_come_in(
+    post_service: RealPostService, write: Callable[[Connection, list[store.Like]], Awaitable[Any]]
+) -> None:
+    pool = post_service.pool
+    ann = (
+        await post_service.graph.CreateUser(graph_pb2.CreateUserRequest(username="ann", email="ann@example.org"))
+    ).user.user_id
+    posts = [
+        (await post_service.stub.CreatePost(pb.CreatePostRequest(user_id=ann, content="words"))).post.post_id
+        for _ in range(2)
+    ]
+    first, second = [store.Like(ann, post, ann) for post in posts]
+    if write is store.delete_likes:
+        await postgres.transact(pool, lambda c: store.insert_likes(c, [first, second]))
+    before = deadlocks()
+    async with pool.connection() as connection, connection.transaction():
+        await write(connection, [first])
+        other = asyncio.create_task(postgres.transact(pool, lambda c: write(c, [second, first])))
+        await until(lambda: waits(pool))
+        # What comes second it does not hold yet.
+        await write(connection, [second])
+    await other
+    assert deadlocks() == before
+    assert await number_of_likes(pool) == (2 if write is store.insert_likes else 0)
+
+
+async def waits(pool: Pool) -> bool:
+    """Whether a transaction waits for another."""
+    return bool(
+        await postgres.fetch(
+            pool,
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+    )
+
+
+async def number_of_likes(pool: Pool) -> int:
+    [row] = await postgres.fetch(pool, "SELECT count(*) FROM likes")
+    return int(row[0])
+
+
+def deadlocks() -> float:
+    """How many transactions of this process ended in a deadlock."""
+    return (
+        REGISTRY.get_sample_value("feedmesh_postgres_transaction_retries_total", {"error": "DeadlockDetected"}) or 0.0
+    )
 
 
 async def test_counts_of_people_equal_rows_in_every_snapshot_and_drain(

@@ -151,9 +151,9 @@ async def test_what_a_transaction_under_way_still_writes_goes_too(
     await erase(service, ann)
     # As a transaction would that began before and commits only now.
     async with service.pool.connection() as connection, connection.transaction():
-        await store.insert_like(connection, ann, store.Target(other, bob))
-        await store.insert_comment(connection, ann, store.Target(other, bob), WORDS)
-        late = await store.insert_post(connection, ann, WORDS, "", visibility=1)
+        await store.insert_likes(connection, [store.Like(ann, other, bob)])
+        await store.insert_comments(connection, [store.NewComment(ann, other, bob, WORDS)])
+        [late] = await store.insert_posts(connection, [store.NewPost(ann, WORDS, "", 1)])
     shown = await service.stub.ListComments(pb.ListCommentsRequest(post_id=other, viewer_id=bob))
     assert list(shown.comments) == []
     with pytest.raises(errors.NotFound):

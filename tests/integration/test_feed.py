@@ -35,13 +35,13 @@ from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
 from services.timeline import scroll
 from services.timeline.deliver import Fanout
-from services.timeline.feed import Parts, get_feeds
+from services.timeline.feed import Parts
 from services.timeline.servicer import TimelineServicer
 from tests.fakes.databases import Databases
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
 from tests.fakes.serving import Served, serving
-from tests.integration.timeline_stores import timeline_stores
+from tests.integration.timeline_stores import feeds, timeline_stores
 
 PEOPLE = 4
 READER = 0
@@ -96,7 +96,7 @@ class World:
     async def page(self, order: pb.FeedOrder.ValueType, limit: int, cursor: str = "") -> pb.GetFeedResponse:
         """A page of the reader's feed."""
         request = pb.GetFeedRequest(user_id=self.people[READER], limit=limit, cursor=cursor, order=order)
-        [answer] = await get_feeds(self.parts, [request])
+        [answer] = await feeds(self.parts, [request])
         assert isinstance(answer, pb.GetFeedResponse), answer
         assert len(answer.posts) <= limit
         assert "redis" not in answer.degraded
@@ -306,7 +306,7 @@ async def test_without_the_modes_a_page_is_read_from_postgres_and_says_so(worlds
         posts = [await mesh.post(1) for _ in range(12)]
         await mesh.fanout.pool.close()
         request = pb.GetFeedRequest(user_id=mesh.people[READER], order=pb.FEED_ORDER_LATEST)
-        [answer] = await get_feeds(mesh.parts, [request])
+        [answer] = await feeds(mesh.parts, [request])
         assert isinstance(answer, pb.GetFeedResponse)
         assert [post.post_id for post in answer.posts] == posts[::-1]
         assert list(answer.degraded) == ["redis"]
@@ -326,15 +326,15 @@ async def test_a_ranking_that_fails_takes_no_feed_with_it(worlds: Worlds) -> Non
     ):
         post_id = await mesh.post(READER)
         parts = replace(mesh.parts, ranking=RankingServiceStub(channel))
-        [answer] = await get_feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
+        [answer] = await feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
         assert isinstance(answer, pb.GetFeedResponse)
         assert ([post.post_id for post in answer.posts], list(answer.degraded)) == ([post_id], ["ranking"])
 
 
 async def test_a_batch_asks_for_no_more_posts_than_an_answer_holds(worlds: Worlds) -> None:
     async with worlds(5) as mesh:
-        request = pb.BatchGetFeedRequest(items=[pb.GetFeedRequest(user_id=mesh.people[READER], limit=100)] * 6)
-        with pytest.raises(errors.InvalidArgument, match="500 posts"):
+        request = pb.BatchGetFeedRequest(items=[pb.GetFeedRequest(user_id=mesh.people[READER], limit=100)] * 7)
+        with pytest.raises(errors.InvalidArgument, match="640 posts"):
             await TimelineServicer(mesh.parts).BatchGetFeed(request, None)
 
 
@@ -370,8 +370,8 @@ async def test_one_bad_page_of_a_batch_fails_alone(worlds: Worlds) -> None:
         request.items.add(user_id=0)
         request.items.add(user_id=mesh.people[READER], cursor="forged")
         request.items.add(user_id=mesh.people[READER], limit=101)
-        answer = await TimelineServicer(mesh.parts).BatchGetFeed(request, None)
-        assert [post.post_id for post in answer.items[0].feed.posts] == [post_id]
+        answer = pb.BatchGetFeedResponse.FromString(await TimelineServicer(mesh.parts).BatchGetFeed(request, None))
+        assert [post.post_id for post in answer.items[0].result.posts] == [post_id]
         failed = [errors.from_status(status_pb2.Status.FromString(i.error.SerializeToString())) for i in answer.items]
         assert [error.reason for error in failed[1:]] == [
             "USER_NOT_FOUND",
@@ -413,6 +413,6 @@ async def test_a_channel_to_nowhere_is_an_error_and_no_hang(worlds: Worlds) -> N
     async with worlds(5) as mesh:
         nowhere = client.connect("127.0.0.1:1", POST)
         parts = replace(mesh.parts, post=PostServiceStub(nowhere))
-        [answer] = await get_feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
+        [answer] = await feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
         assert isinstance(answer, errors.Unavailable)
         await nowhere.close()

@@ -30,7 +30,7 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from launch.valkey import Running as Valkey
 from tests.fakes.databases import Databases
-from tests.integration.feed_model import STRANGER, Model
+from tests.integration.feed_model import STRANGER, Model, assert_windows
 from tests.integration.mesh_world import GRAPH, LIMITS, POST, REPLICAS, WINDOW, WORKERS, Mesh, World, answered, mesh
 
 T = TypeVar("T")
@@ -357,7 +357,7 @@ class FeedMachine(RuleBasedStateMachine):
         if due == allowed:
             wanted = [entry.post_id for entry in due]
             if order == pb.FEED_ORDER_RANKED:
-                assert_windows(shown, wanted)
+                assert_windows(shown, wanted, WINDOW)
             else:
                 assert shown == wanted
         for post in posts:
@@ -471,16 +471,6 @@ class FeedMachine(RuleBasedStateMachine):
         people = [self.model.people[user] for user in (row.author, self.model.rows[row.original].author)]
         if any(person.was_there or person.was_public or person.was_private for person in people):
             self.pass_time()
-
-
-def assert_windows(shown: Sequence[int], wanted: Sequence[int]) -> None:
-    """Asserts that a feed is another put in order anew, window by window."""
-    assert sorted(shown) == sorted(wanted)
-    begun = 0
-    for end in range(1, len(wanted) + 1):
-        if set(shown[begun:end]) == set(wanted[begun:end]):
-            assert end - begun <= WINDOW, "a window is too large"
-            begun = end
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, context, errors
 from runtime.interceptors import Chain
+from tests.fakes.post import each
 
 MIB = 2**20
 BOUND_S = 10.0
@@ -85,6 +86,12 @@ class Posts(post_pb2_grpc.PostServiceServicer):
             return answer
         return post_pb2.LikePostResponse(post_id=request.post_id, liked=True, likes=1)
 
+    async def BatchCreatePosts(self, request: Any, rpc: Any) -> Any:
+        return await each(self.CreatePost, request.items, post_pb2.BatchCreatePostsResponse())
+
+    async def BatchLikePosts(self, request: Any, rpc: Any) -> Any:
+        return await each(self.LikePost, request.items, post_pb2.BatchLikePostsResponse())
+
     async def ExportUser(self, request: Any, rpc: Any) -> AsyncIterator[post_pb2.ExportUserResponse]:
         self.mesh.note(request)
         if self.mesh.export is None:
@@ -132,6 +139,9 @@ class Timeline(timeline_pb2_grpc.TimelineServiceServicer):
             self.mesh.cancelled += 1
             raise
         return timeline_pb2.GetFeedResponse(posts=[post_pb2.Post(post_id=1)], degraded=["ranking", "graph"])
+
+    async def BatchGetFeed(self, request: Any, rpc: Any) -> Any:
+        return await each(self.GetFeed, request.items, timeline_pb2.BatchGetFeedResponse())
 
 
 # Any: they leave out what no test here asks for.

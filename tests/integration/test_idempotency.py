@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import psycopg
 import pytest
@@ -20,7 +22,7 @@ def request(content: str = "words", key: str = "key") -> pb.CreatePostRequest:
 
 
 async def publish(connection: Connection) -> pb.CreatePostResponse:
-    post_id = await store.insert_post(connection, ACTOR, "words", "", visibility=pb.VISIBILITY_PUBLIC)
+    [post_id] = await store.insert_posts(connection, [store.NewPost(ACTOR, "words", "", pb.VISIBILITY_PUBLIC)])
     return pb.CreatePostResponse(post=pb.Post(post_id=post_id))
 
 
@@ -107,6 +109,86 @@ async def test_a_write_that_is_cancelled_leaves_neither_effect_nor_key(post_pool
         await task
     await idempotency.write(post_pool, request(), ACTOR, pb.CreatePostResponse, publish)
     assert (await number(post_pool, "posts"), await number(post_pool, "idempotency_keys")) == (1, 1)
+
+
+# Many writes in one transaction.
+
+
+@dataclass
+class Work:
+    """Publishes what it is to; `bad` is refused by the database. Notes how many it was given at a time."""
+
+    requests: Sequence[pb.CreatePostRequest]
+    given: list[int] = field(default_factory=list)
+
+    async def __call__(self, connection: Connection, places: list[int]) -> list[pb.CreatePostResponse | errors.Error]:
+        self.given.append(len(places))
+        answers: list[pb.CreatePostResponse | errors.Error] = []
+        for place in places:
+            if self.requests[place].content == "refused":
+                answers.append(errors.NotFound("POST_NOT_FOUND"))
+                continue
+            answers.append(await publish(connection))
+            if self.requests[place].content == "bad":
+                await connection.execute("SELECT 1 / 0")
+        return answers
+
+
+async def write_all(pool: Pool, work: Work) -> list[str]:
+    """What becomes of the work's requests, each of an actor of its own: a reason or "done"."""
+    actors = list(range(len(work.requests)))
+    outcomes = await idempotency.write_all(pool, work.requests, actors, pb.CreatePostResponse, work)
+    return [outcome.reason if isinstance(outcome, errors.Error) else "done" for outcome in outcomes]
+
+
+async def test_many_are_written_in_one_transaction_each_with_its_answer(post_pool: Pool) -> None:
+    requests = [request(), request(key=""), request("refused"), request()]
+    work = Work(requests)
+    assert await write_all(post_pool, work) == ["done", "done", "POST_NOT_FOUND", "done"]
+    assert (await number(post_pool, "posts"), await number(post_pool, "idempotency_keys")) == (3, 2)
+    again = Work(requests)
+    assert await write_all(post_pool, again) == ["done", "done", "POST_NOT_FOUND", "done"]
+    assert (work.given, again.given) == ([4], [2])
+    assert (await number(post_pool, "posts"), await number(post_pool, "idempotency_keys")) == (4, 2)
+
+
+async def test_of_many_one_that_the_database_refuses_fails_alone_and_leaves_nothing(post_pool: Pool) -> None:
+    work = Work([request(), request("bad"), request("refused"), request()])
+    assert await write_all(post_pool, work) == ["done", "INTERNAL", "POST_NOT_FOUND", "done"]
+    assert work.given == [4, 1, 1, 1, 1]
+    assert (await number(post_pool, "posts"), await number(post_pool, "idempotency_keys")) == (2, 2)
+
+
+async def test_many_whose_database_is_away_fail_together_and_are_not_tried_again(post_pool: Pool) -> None:
+    work = Work([request(), request()])
+
+    async def crash(connection: Connection, places: list[int]) -> list[pb.CreatePostResponse | errors.Error]:
+        answers = await work(connection, places)
+        async with await psycopg.AsyncConnection.connect(str(post_pool.conninfo), autocommit=True) as killer:
+            await killer.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        return answers
+
+    with pytest.raises(psycopg.OperationalError):
+        await idempotency.write_all(post_pool, work.requests, [1, 2], pb.CreatePostResponse, crash)
+    assert work.given == [2]
+    assert (await number(post_pool, "posts"), await number(post_pool, "idempotency_keys")) == (0, 0)
+
+
+async def test_of_many_only_those_are_told_to_wait_whose_keys_others_hold(post_pool: Pool) -> None:
+    async with post_pool.connection() as other, other.transaction():
+        await idempotency.claim(other, [(1, "key"), (3, "another")])
+        work = Work([request(), request(), request(), request()])
+        assert await write_all(post_pool, work) == ["done", "REQUEST_IN_PROGRESS", "done", "done"]
+    assert await write_all(post_pool, Work(work.requests)) == ["done"] * 4
+    assert await number(post_pool, "posts") == 4
+
+
+async def test_of_two_with_one_key_among_many_the_first_is_done(post_pool: Pool) -> None:
+    requests = [request(), request(), request("other words")]
+    work = Work(requests)
+    outcomes = await idempotency.write_all(post_pool, requests, [1, 1, 1], pb.CreatePostResponse, work)
+    assert [isinstance(outcome, errors.Conflict) for outcome in outcomes] == [False, True, True]
+    assert work.given == [1]
 
 
 def test_a_fingerprint_is_of_type_and_content_and_not_of_the_key() -> None:

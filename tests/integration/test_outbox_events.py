@@ -141,6 +141,49 @@ async def test_likes_and_comments_are_told_under_the_posts_key(post_service: Rea
     assert await told(pool) == [(post, event.Event(comment_deleted=gone))]
 
 
+REFUSE_ONE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.user_id = {user} THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"""
+
+
+async def test_a_batch_tells_of_each_once_and_of_what_the_database_refuses_nothing(
+    post_service: RealPostService,
+) -> None:
+    stub, pool = post_service.stub, post_service.pool
+    ann, bob, cid = [await join(post_service.graph, name) for name in ("ann", "bob", "cid")]
+    post = (await stub.CreatePost(pb.CreatePostRequest(user_id=ann, content="words"))).post.post_id
+    await stub.LikePost(pb.LikePostRequest(user_id=ann, post_id=post))
+    await told(pool)
+    likes = pb.BatchLikePostsRequest(
+        items=[pb.LikePostRequest(user_id=user, post_id=post) for user in (bob, ann, cid, bob, 4_096)]
+    )
+    async with pool.connection() as connection:
+        await connection.execute(REFUSE_ONE.format(user=cid, table="likes").encode())
+        try:
+            answers = (await stub.BatchLikePosts(likes)).items
+        finally:
+            await connection.execute("DROP FUNCTION refuse CASCADE")
+    assert [item.WhichOneof("outcome") for item in answers] == ["result", "result", "error", "result", "error"]
+    assert [errors.from_status(answers[at].error).reason for at in (2, 4)] == ["INTERNAL", "USER_NOT_FOUND"]
+    assert await told(pool) == [liked(post, ann, bob, True)]
+    assert [item.result.likes for item in (await stub.BatchLikePosts(likes)).items] == [3, 3, 3, 3, 0]
+    assert await told(pool) == [liked(post, ann, cid, True)]
+    unlikes = pb.BatchUnlikePostsRequest(
+        items=[pb.UnlikePostRequest(user_id=user, post_id=post) for user in (bob, bob, cid)]
+    )
+    assert [item.result.likes for item in (await stub.BatchUnlikePosts(unlikes)).items] == [1, 1, 1]
+    assert sorted(await told(pool), key=repr) == sorted(
+        [liked(post, ann, bob, False), liked(post, ann, cid, False)], key=repr
+    )
+    made = (
+        await stub.BatchCreatePosts(
+            pb.BatchCreatePostsRequest(items=[pb.CreatePostRequest(user_id=user, content="x") for user in (bob, cid)])
+        )
+    ).items
+    assert await told(pool) == [created(item.result.post.post_id, item.result.post.user_id) for item in made]
+
+
 WRITES: dict[str, Callable[[int, int, int], Any]] = {
     "CreatePost": lambda user, post, comment: pb.CreatePostRequest(user_id=user, content="words"),
     "SharePost": lambda user, post, comment: pb.SharePostRequest(user_id=user, post_id=post),

@@ -101,7 +101,9 @@ async def test_posts_are_written_while_partitions_are_made(databases: Databases)
     async with postgres.connect(settings_of(dsn)) as pool:
 
         async def write() -> int:
-            return await postgres.transact(pool, lambda c: store.insert_post(c, 1, "words", "", visibility=1))
+            new = [store.NewPost(1, "words", "", 1)]
+            [post_id] = await postgres.transact(pool, lambda c: store.insert_posts(c, new))
+            return post_id
 
         written = [write() for _ in range(20)]
         made, *posts = await asyncio.gather(store.make_partitions(pool, 6), *written)

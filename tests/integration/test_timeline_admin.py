@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -20,7 +20,7 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from launch.valkey import Running as Valkey
-from runtime import consumer, members, postgres
+from runtime import consumer, postgres
 from runtime.consumer import Consumer
 from runtime.streams import EVENT, PARTITIONS, create_group, groups_of, stream_key
 from services.graph import upkeep as graph_upkeep
@@ -280,7 +280,7 @@ async def test_timelines_are_dropped_and_built_anew_by_the_next_reads(mesh: Oper
     assert feeds == {reader: written[::-1], author: written[::-1], other: []}
     await mesh.stores.timelines.create(author_key(author), 1)
     stores = mesh.stores.client
-    await stores.lpush(home_key(reader), members.pack([(written[0] + 1, author, written[0] + 1)]))
+    await mesh.stores.timelines.push("home", [([reader], [(written[-1] + 1, author, written[-1] + 1)])])
     held = await stores.dbsize()
 
     assert await mesh.admin("rebuild", str(author)) == "2 timelines dropped; the next reads build them anew\n"
@@ -351,15 +351,20 @@ async def test_the_auditor_audits_every_feed_once_and_ends(mesh: Operated) -> No
     written = [await mesh.write(author) for _ in range(3)]
     for each in (reader, other):
         await mesh.read(each)
-    before = sorted(await mesh.stores.client.lrange(home_key(reader), 0, -1))
-    await mesh.stores.client.lrem(home_key(reader), 0, cast(Any, members.pack([(written[1], author, written[1])])))
+    timelines, key = mesh.stores.timelines, home_key(reader)
+    before = await timelines.read(key, renewed=False)
+    assert before is not None
+    lost = [(written[1], author, written[1])]
+    assert await timelines.mend(key, before.incarnation, removed=lost, added=())
     told = without(mesh.told, "PUSH_MAX_FOLLOWERS") | {"AUDIT_SETTLE_S": "0"}
     for finds in (1, 0):
         ended = await command(told, "--once", module="services.timeline.auditor")
         assert ended.code == 0, ended
         found = [json.loads(line) for line in ended.out.splitlines() if "a feed differs" in line]
         assert [(line["viewer_id"], line["feed_missing"]) for line in found] == [(reader, [written[1]])] * finds
-    assert sorted(await mesh.stores.client.lrange(home_key(reader), 0, -1)) == before
+    after = await timelines.read(key, renewed=False)
+    assert after is not None
+    assert after.rows.tolist() == before.rows.tolist()
 
 
 async def test_a_worker_that_comes_before_any_relay_does_what_there_is_and_ends(mesh: Operated) -> None:

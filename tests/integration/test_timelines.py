@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import numpy as np
 import pytest
 import pytest_asyncio
+from redis.exceptions import ResponseError
 
 from launch.valkey import Running as Valkey
 from runtime import redis
@@ -41,10 +42,20 @@ def falling(first: int, last: int) -> Members:
 
 
 async def held(timelines: Timelines, key: str = KEY) -> tuple[list[int], int]:
-    """What a list holds above its floor, newest first, each once; and the floor."""
+    """What a list holds, which must be newest first, each once, and above the floor; and the floor."""
     timeline = await timelines.read(key)
     assert timeline is not None
-    return sorted({int(row) for row in timeline.rows[:, 0] if row > timeline.floor}, reverse=True), timeline.floor
+    assert timeline.whole
+    found = timeline.rows[:, 0].tolist()
+    assert found == sorted(set(found), reverse=True)
+    assert not found or found[-1] > timeline.floor
+    return found, timeline.floor
+
+
+async def length(timelines: Timelines) -> int:
+    """How many members there are, of whatever list."""
+    timeline = await timelines.read(KEY)
+    return len(timeline.rows) if timeline is not None else 0
 
 
 async def make(timelines: Timelines, of: Members, floor: int = 0, horizon: int = HORIZON) -> int:
@@ -56,29 +67,30 @@ async def make(timelines: Timelines, of: Members, floor: int = 0, horizon: int =
 
 async def test_a_push_reaches_only_lists_that_are_there(timelines: Timelines) -> None:
     await make(timelines, rows([]))
-    others = [home_key(user) for user in range(1000, 1100)]
-    assert await timelines.push([([*others, KEY], rows([3, 4]))]) == 2
+    others = range(1000, 1100)
+    assert await timelines.push("home", [([*others, READER], rows([3, 4]))]) == 2
+    assert await timelines.push("author", [([READER], rows([5]))]) == 0
     assert await held(timelines) == ([4, 3], 0)
-    assert not any(await timelines.read_all(others))
+    assert not any(await timelines.read_all([home_key(user) for user in others]))
 
 
 async def test_what_is_not_read_expires_and_reading_renews_it(timelines: Timelines) -> None:
     await make(timelines, rows([1]))
     assert ACTIVE_S - 5 <= await timelines.client.ttl(KEY) <= ACTIVE_S
     await timelines.client.expire(KEY, 10)
-    await timelines.push([([KEY], rows([2]))])
+    await timelines.push("home", [([READER], rows([2]))])
     assert await timelines.client.ttl(KEY) <= 10
     await timelines.read(KEY)
     assert await timelines.client.ttl(KEY) > 10
     await timelines.client.expire(KEY, 10)
-    await timelines.push([([KEY], rows(range(3, 30)))])
+    await timelines.push("home", [([READER], rows(range(3, 30)))])
     assert await timelines.client.ttl(KEY) <= 10, "a trim keeps the time to live"
 
 
 async def test_a_list_keeps_the_newest_and_says_what_it_cut_off(timelines: Timelines) -> None:
     await make(timelines, rows([]))
     for post_id in range(1, 40):
-        await timelines.push([([KEY], rows([post_id]))])
+        await timelines.push("home", [([READER], rows([post_id]))])
         found, floor = await held(timelines)
         assert len(found) <= 13
         assert found == list(range(post_id, floor, -1))
@@ -94,16 +106,16 @@ async def test_a_trim_of_an_unordered_list_leaves_no_hole(timelines: Timelines) 
         for _ in range(40):
             batch = [chance.randrange(1, 60) for _ in range(chance.randrange(1, 4))]
             pushed.update(batch)
-            await timelines.push([([KEY], rows(batch))])
+            await timelines.push("home", [([READER], rows(batch))])
             found, floor = await held(timelines)
             assert found == sorted((post_id for post_id in pushed if post_id > floor), reverse=True)
-            assert await timelines.client.llen(KEY) <= 14
+            assert len(found) <= 13
 
 
 async def test_a_list_that_is_being_built_takes_pushes_and_covers_nothing(timelines: Timelines) -> None:
     made = await timelines.create(KEY, EPOCH)
     assert made.covers_nothing
-    await timelines.push([([KEY], rows([9, 8]))])
+    await timelines.push("home", [([READER], rows([9, 8]))])
     between = await timelines.read(KEY)
     assert between is not None
     assert between.covers_nothing
@@ -113,7 +125,7 @@ async def test_a_list_that_is_being_built_takes_pushes_and_covers_nothing(timeli
 
 async def test_a_builder_that_dies_leaves_a_list_that_the_next_reader_builds(timelines: Timelines) -> None:
     died = await timelines.create(KEY, EPOCH)
-    await timelines.push([([KEY], rows([9]))])
+    await timelines.push("home", [([READER], rows([9]))])
     found = await timelines.read(KEY)
     assert found is not None
     assert found.covers_nothing
@@ -127,7 +139,7 @@ async def test_a_slow_builder_changes_nothing_where_another_was_faster(timelines
     slow = await timelines.create(KEY, EPOCH)
     await make(timelines, falling(9, 1))
     for post_id in range(10, 30):
-        await timelines.push([([KEY], rows([post_id]))])
+        await timelines.push("home", [([READER], rows([post_id]))])
     before = await held(timelines)
     # It read Postgres before 10 to 29 were written, and some of those were cut off since.
     assert not await timelines.fill(KEY, slow.incarnation, falling(9, 1), 0, HORIZON)
@@ -147,8 +159,8 @@ async def test_a_slow_builder_fills_no_later_list(timelines: Timelines) -> None:
 async def test_a_list_that_takes_too_many_pushes_while_it_is_built_is_given_up(timelines: Timelines) -> None:
     made = await timelines.create(KEY, EPOCH)
     for post_id in range(1, 40):
-        await timelines.push([([KEY], rows([post_id]))])
-    assert await timelines.client.llen(KEY) <= 31
+        await timelines.push("home", [([READER], rows([post_id]))])
+    assert await length(timelines) <= 30
     assert not await timelines.fill(KEY, made.incarnation, rows([]), 0, HORIZON)
     assert await timelines.read(KEY) is None
 
@@ -213,7 +225,7 @@ async def test_a_list_that_nobody_builds_takes_a_bounded_number_of_merges(timeli
     await timelines.create(KEY, EPOCH)
     for author in range(10):
         await timelines.merge([KEY], rows(range(author * 10 + 1, author * 10 + 10)), 0)
-        assert await timelines.client.llen(KEY) <= 31
+        assert await length(timelines) <= 30
     await timelines.merge([KEY], rows([200]), 0)
     assert await timelines.read(KEY) is None
 
@@ -237,8 +249,82 @@ async def test_ids_of_every_size_go_through_the_functions_unharmed(timelines: Ti
     await make(timelines, rows([post_id]), floor=post_id - 1, horizon=post_id)
     for number in range(post_id - 20, post_id):
         if number > 0:
-            await timelines.push([([KEY], rows([number]))])
+            await timelines.push("home", [([READER], rows([number]))])
     found = await timelines.read(KEY)
     assert found is not None
     assert (found.floor, found.horizon, found.epoch) == (post_id - 1, post_id, EPOCH)
     assert post_id in found.rows[:, 0]
+
+
+async def test_the_newest_of_a_list_say_down_to_where_they_are_all(timelines: Timelines) -> None:
+    await make(timelines, falling(29, 20), floor=10)
+    whole = await timelines.read(KEY)
+    assert whole is not None
+    assert (whole.whole, whole.covered_above) == (True, 10)
+    keys = [home_key(1), KEY, author_key(READER)]
+    for newest, covered_above in ((1, 28), (4, 25), (9, 20), (10, 10), (11, 10)):
+        absent, cut, other = await timelines.read_all(keys, newest=newest)
+        assert absent is other is None
+        assert cut is not None
+        assert cut.rows.tolist() == whole.rows[:newest].tolist()
+        assert (cut.whole, cut.covered_above, cut.floor) == (newest >= 10, covered_above, 10)
+
+
+async def test_the_newest_of_what_covers_nothing_cover_nothing(timelines: Timelines) -> None:
+    await timelines.create(KEY, EPOCH)
+    await timelines.push("home", [([READER], rows([9, 8, 7]))])
+    found = await timelines.read(KEY, newest=1)
+    assert found is not None
+    assert found.covers_nothing
+    assert found.covered_above == NOTHING
+
+
+@pytest.mark.parametrize("cap", [10, 100])
+async def test_members_come_newest_first_and_once_in_whatever_order_they_came(timelines: Timelines, cap: int) -> None:
+    chance = random.Random(cap)
+    own = Timelines(timelines.client, ACTIVE_S, cap=cap, slack=cap // 4)
+    for _ in range(10):
+        await own.client.flushall()
+        floor = chance.randrange(2**40)
+        made = await own.create(KEY, EPOCH)
+        known = {floor + chance.randrange(1, 1000) for _ in range(cap // 2)}
+        assert await own.fill(KEY, made.incarnation, rows(known), floor, HORIZON)
+        for _ in range(40):
+            around = chance.choice([max(known), floor + 500, floor])
+            batch = [max(1, around + chance.randrange(-20, 20)) for _ in range(chance.randrange(1, 5))]
+            known.update(batch)
+            if chance.random() < 0.2:
+                await own.merge([KEY], rows(batch), 0)
+            else:
+                await own.push("home", [([READER], rows(batch))])
+            found, floor = await held(own)
+            assert found == sorted((each for each in known if each > floor), reverse=True)
+            assert len(found) <= cap + cap // 4
+            known = set(found)
+
+
+async def test_pushes_that_go_together_reach_each_list_and_no_other(timelines: Timelines) -> None:
+    followers = {5: range(64, 64 * 700, 64), 6: range(64, 164), 7: [READER], 8: []}
+    users = range(64, 64 * 700, 64)
+    for at in range(0, len(users), 100):
+        made = [await timelines.create(home_key(user), EPOCH) for user in users[at : at + 100]]
+        for user, each in zip(users[at : at + 100], made, strict=True):
+            await timelines.fill(home_key(user), each.incarnation, rows([]), 0, HORIZON)
+    posts = {author: [(author, author, author), (author + 10, author, author + 10)] for author in followers}
+    pushed = await timelines.push("home", [(followers[author], posts[author]) for author in followers])
+    there = {author: set(followers[author]).intersection(users) for author in followers}
+    assert pushed == 2 * sum(map(len, there.values()))
+    found = await timelines.read_all([home_key(user) for user in users])
+    for user, timeline in zip(users, found, strict=True):
+        assert timeline is not None
+        own = sorted((row for author in followers if user in there[author] for row in posts[author]), reverse=True)
+        assert [tuple(row) for row in timeline.rows.tolist()] == own
+
+
+async def test_a_refusal_leaves_no_answer_for_the_next_command(timelines: Timelines) -> None:
+    await make(timelines, rows([1]))
+    await timelines.client.rpush(home_key(READER + 1), "what is no timeline")
+    for _ in range(3):
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await timelines.push("home", [([READER, READER + 1], rows([2]))])
+        assert await held(timelines) == ([2, 1], 0)

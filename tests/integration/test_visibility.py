@@ -242,10 +242,35 @@ def act(name: str, **more: str) -> Reveals:
     return probe
 
 
+def act_of_many(name: str, many: str, **more: str) -> Reveals:
+    """The same of a batch, in which somebody else does it, too."""
+
+    async def probe(mesh: WholeMesh, case: Case) -> bool:
+        request = getattr(post_pb2, f"{name}Request")
+        items = [
+            request(user_id=user_id, post_id=post_id, **more)
+            for post_id in (case.post, case.share)
+            for user_id in (case.viewer, case.sharer, case.viewer)
+        ]
+        answer = await getattr(mesh.post, many)(getattr(post_pb2, f"{many}Request")(items=items))
+        outcomes = [item.WhichOneof("outcome") for item in answer.items]
+        for item in answer.items:
+            if item.HasField("error"):
+                assert errors.from_status(item.error).reason == "POST_NOT_FOUND"
+        own = {outcome for at, outcome in enumerate(outcomes) if at % 3 != 1}
+        assert len(own) == 1
+        return own == {"result"}
+
+    return probe
+
+
 PROBES["LikePost"] = act("LikePost")
 PROBES["UnlikePost"] = act("UnlikePost")
 PROBES["SharePost"] = act("SharePost", content="look")
 PROBES["CreateComment"] = act("CreateComment", content="words")
+PROBES["BatchLikePosts"] = act_of_many("LikePost", "BatchLikePosts")
+PROBES["BatchUnlikePosts"] = act_of_many("UnlikePost", "BatchUnlikePosts")
+PROBES["BatchCreateComments"] = act_of_many("CreateComment", "BatchCreateComments", content="words")
 
 
 @rpc("ListComments")
@@ -294,7 +319,7 @@ async def get_feed(mesh: WholeMesh, case: Case) -> bool:
 async def batch_get_feed(mesh: WholeMesh, case: Case) -> bool:
     item = timeline_pb2.GetFeedRequest(user_id=case.viewer, order=timeline_pb2.FEED_ORDER_LATEST)
     answer = await mesh.timeline.BatchGetFeed(timeline_pb2.BatchGetFeedRequest(items=[item]))
-    return in_page(answer.items[0].feed, case)
+    return in_page(answer.items[0].result, case)
 
 
 @rpc("ExplainPost")
@@ -354,6 +379,7 @@ route("ExplainPost", "GET", "/feed/explain", "user_id")
 
 REVEALS_NOTHING = {
     "CreatePost": "shows the writer's own",
+    "BatchCreatePosts": "shows the writers' own",
     "ExportUser": "shows the person's own; of what they shared and liked, the id alone",
     "BatchListNewest": "ids, to services that hydrate what they show",
     "BatchListSharers": "ids of shares of posts that the caller names",
@@ -448,7 +474,8 @@ async def told(mesh: WholeMesh, name: str, viewer: int, post: int) -> tuple[str,
     )
     assert response.status_code == 404
     headers = {key: value for key, value in response.headers.items() if key != "content-length"}
-    after = calls()
+    # Asked for when the time has come, whoever asks for what.
+    after = calls() | {"ListUserChanges": before.get("ListUserChanges", 0)}
     return (
         json.dumps([response.json(), headers]).replace(str(post), "ID"),
         {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)},

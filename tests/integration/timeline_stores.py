@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
+from feedmesh.timeline.v1 import timeline_pb2 as pb
 from launch.valkey import Running as Valkey
-from runtime import postgres, redis
+from runtime import errors, postgres, redis
 from services.timeline.authors import Authors
 from services.timeline.deliver import Fanout
 from services.timeline.epoch import Guard
+from services.timeline.feed import Parts, get_feeds
 from services.timeline.modes import Modes, Transitions
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
@@ -72,3 +74,11 @@ async def timeline_stores(
 def settings(url: str) -> redis.RedisSettings:
     """What a process with this Redis is told."""
     return redis.RedisSettings(redis_url=url)
+
+
+async def feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[pb.GetFeedResponse | errors.Error]:
+    """What `get_feeds` gives, each page as the contract's message."""
+    return [
+        answer if isinstance(answer, errors.Error) else pb.GetFeedResponse.FromString(answer.SerializeToString())
+        for answer in await get_feeds(parts, requests)
+    ]

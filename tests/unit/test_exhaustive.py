@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
 from feedmesh.error.v1.error_pb2 import ErrorReason
@@ -21,7 +22,7 @@ from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
 from launch import processes
 from launch import settings as launch_settings
-from runtime import config, errors
+from runtime import client, coalesce, config, errors
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = (graph_pb2, post_pb2, ranking_pb2, timeline_pb2)
@@ -48,6 +49,23 @@ def test_every_write_takes_an_idempotency_key_and_every_read_takes_none(method: 
     http = method.GetOptions().Extensions[annotations_pb2.http]
     writes = bool(http.post or http.delete or http.patch or http.put)
     assert ("request_id" in method.input_type.fields_by_name) == writes
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+def test_a_batch_takes_requests_of_its_rpc_and_gives_an_outcome_for_each(method: MethodDescriptor) -> None:
+    options = method.GetOptions()
+    many = coalesce.batch_of(method)
+    assert (many is not None) == bool(options.Extensions[options_pb2.batch])
+    if many is not None:
+        assert many.GetOptions().Extensions[options_pb2.internal]
+        requests, outcomes = (type_.fields_by_name["items"] for type_ in (many.input_type, many.output_type))
+        assert requests.message_type is method.input_type
+        item = descriptor_pb2.DescriptorProto()
+        assert outcomes.message_type is not None
+        outcomes.message_type.CopyToProto(item)
+        types = {field.name: field.type_name for field in item.field if field.HasField("oneof_index")}
+        assert types == {"result": f".{method.output_type.full_name}", "error": ".google.rpc.Status"}
+        assert client.is_write(many) == client.is_write(method)
 
 
 def test_every_contract_is_looked_at() -> None:

@@ -16,6 +16,7 @@ from feedmesh.post.v1 import post_pb2
 from runtime import ids
 from services.ranking import affinities as affinities_module
 from services.ranking.affinities import Affinities, affinity
+from services.ranking.affinities import weights as affinity_weights
 from services.ranking.columns import NOTHING, Columns, Table
 from services.ranking.features import gather
 from services.ranking.follow import concerns
@@ -86,7 +87,11 @@ def answer(weights: dict[int, float]) -> post_pb2.BatchGetEngagementResponse.Ite
 
 @given(st.dictionaries(st.integers(1, 30), st.integers(1, 9)), st.lists(st.integers(1, 30)))
 def test_affinities_by_author(weights: dict[int, float], authors: list[int]) -> None:
-    found = affinity(answer(weights)).of(np.array(authors, dtype=np.int64))
+    others = [affinity(answer(dict.fromkeys(range(1, 9), 7.0))), affinity(answer({}))]
+    places = np.full(len(authors), 1)
+    found = affinity_weights(
+        [others[0], affinity(answer(weights)), others[1]], places, np.array(authors, dtype=np.int64)
+    )
     assert found.tolist() == [weights.get(author, 0) for author in authors]
 
 

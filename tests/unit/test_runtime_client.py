@@ -18,6 +18,7 @@ def test_reads_are_tried_again_and_writes_and_streams_are_not() -> None:
         "ListFollowers",
         "ListFollowing",
         "BatchGetUsers",
+        "ListUserChanges",
         "BatchGetRelations",
         "GetPost",
         "ListUserPosts",

@@ -12,7 +12,7 @@ from services.post.sight import Sight
 
 VIEWER, AUTHOR = 1, 2
 PUBLIC, FOLLOWERS = pb.VISIBILITY_PUBLIC, pb.VISIBILITY_FOLLOWERS
-OPEN, CLOSED = Person("ann", private=False, at_s=0), Person("ann", private=True, at_s=0)
+OPEN, CLOSED = Person("ann", private=False), Person("ann", private=True)
 
 
 def relation(*, follows: bool = False, blocked: bool = False) -> Relation:

@@ -1136,6 +1136,60 @@ class BatchGetUsersResponse(_message.Message):
 Global___BatchGetUsersResponse: _TypeAlias = BatchGetUsersResponse  # noqa: Y015
 
 @_typing.final
+class ListUserChangesRequest(_message.Message):
+    """ListUserChangesRequest asks what changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_VERSION_FIELD_NUMBER: _builtins.int
+    after_version: _builtins.int
+    """after_version is the version that the caller knows; 0 means none."""
+    def __init__(
+        self,
+        *,
+        after_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_version", b"after_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUserChangesRequest: _TypeAlias = ListUserChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListUserChangesResponse(_message.Message):
+    """ListUserChangesResponse answers ListUserChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    MANY_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """version is that of now. It never goes back."""
+    many: _builtins.bool
+    """many is true where these are more than 1,000, or are not known any more: none is named, and anybody may have changed."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """user_ids are who changed after after_version, in no order."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        user_ids: _abc.Iterable[_builtins.int] | None = ...,
+        many: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["many", b"many", "user_ids", b"user_ids", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUserChangesResponse: _TypeAlias = ListUserChangesResponse  # noqa: Y015
+
+@_typing.final
 class BatchGetRelationsRequest(_message.Message):
     """BatchGetRelationsRequest asks for the relations of many viewers."""
 
@@ -1319,23 +1373,23 @@ class BatchListFollowerIdsResponse(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
+        PACKED_FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
         NEXT_FOLLOW_ID_FIELD_NUMBER: _builtins.int
+        packed_follower_ids: _builtins.bytes
+        """packed_follower_ids are the followers, newest follow first, packed: 8 bytes each, big-endian; none for a user who
+        does not exist.
+        """
         next_follow_id: _builtins.int
         """next_follow_id asks for the next page; 0 at the end."""
-        @_builtins.property
-        def follower_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """follower_ids are the followers, newest follow first; none for a user who does not exist."""
-
         def __init__(
             self,
             *,
-            follower_ids: _abc.Iterable[_builtins.int] | None = ...,
+            packed_follower_ids: _builtins.bytes = ...,
             next_follow_id: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["follower_ids", b"follower_ids", "next_follow_id", b"next_follow_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["next_follow_id", b"next_follow_id", "packed_follower_ids", b"packed_follower_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

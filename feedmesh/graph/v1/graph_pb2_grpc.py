@@ -125,6 +125,11 @@ class GraphServiceStub:
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.FromString,
                 _registered_method=True)
+        self.ListUserChanges = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/ListUserChanges',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesResponse.FromString,
+                _registered_method=True)
         self.BatchGetRelations = channel.unary_unary(
                 '/feedmesh.graph.v1.GraphService/BatchGetRelations',
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetRelationsRequest.SerializeToString,
@@ -300,6 +305,14 @@ class GraphServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUserChanges(self, request, context):
+        """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
+        knows of all others (BatchGetUsers) still holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchGetRelations(self, request, context):
         """BatchGetRelations reads whom each of many viewers follows, blocks and mutes, and who blocks them, or only that it has
         not changed since the version that the caller knows.
@@ -438,6 +451,11 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     servicer.BatchGetUsers,
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.SerializeToString,
+            ),
+            'ListUserChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserChanges,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesResponse.SerializeToString,
             ),
             'BatchGetRelations': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetRelations,
@@ -957,6 +975,33 @@ class GraphService:
             '/feedmesh.graph.v1.GraphService/BatchGetUsers',
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.SerializeToString,
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/ListUserChanges',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -97,6 +97,10 @@ class GraphServiceStub:
     """
     BatchGetUsers: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUsersRequest, _graph_pb2.BatchGetUsersResponse]
     """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+    ListUserChanges: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListUserChangesRequest, _graph_pb2.ListUserChangesResponse]
+    """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
+    knows of all others (BatchGetUsers) still holds.
+    """
     BatchGetRelations: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchGetRelationsRequest, _graph_pb2.BatchGetRelationsResponse]
     """BatchGetRelations reads whom each of many viewers follows, blocks and mutes, and who blocks them, or only that it has
     not changed since the version that the caller knows.
@@ -182,6 +186,10 @@ class GraphServiceAsyncStub(GraphServiceStub):
     """
     BatchGetUsers: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUsersRequest, _graph_pb2.BatchGetUsersResponse]  # type: ignore[assignment]
     """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+    ListUserChanges: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListUserChangesRequest, _graph_pb2.ListUserChangesResponse]  # type: ignore[assignment]
+    """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
+    knows of all others (BatchGetUsers) still holds.
+    """
     BatchGetRelations: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetRelationsRequest, _graph_pb2.BatchGetRelationsResponse]  # type: ignore[assignment]
     """BatchGetRelations reads whom each of many viewers follows, blocks and mutes, and who blocks them, or only that it has
     not changed since the version that the caller knows.
@@ -372,6 +380,16 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_graph_pb2.BatchGetUsersResponse, _abc.Awaitable[_graph_pb2.BatchGetUsersResponse]]:
         """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+
+    @_abc_1.abstractmethod
+    def ListUserChanges(
+        self,
+        request: _graph_pb2.ListUserChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.ListUserChangesResponse, _abc.Awaitable[_graph_pb2.ListUserChangesResponse]]:
+        """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
+        knows of all others (BatchGetUsers) still holds.
+        """
 
     @_abc_1.abstractmethod
     def BatchGetRelations(

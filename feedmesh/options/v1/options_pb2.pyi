@@ -14,12 +14,18 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 INTERNAL_FIELD_NUMBER: _builtins.int
 SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
+BATCH_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
 internal: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
 """internal marks an RPC that only services call: it has no HTTP route. Every RPC has either a route or this mark."""
 success_status: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.int]
 """success_status is the HTTP status of a successful answer where it is not 200, for example 201."""
+batch: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
+"""batch names the RPC of the same service that takes many of this RPC's requests at once, so that callers can send
+together what they ask at the same time. Its request has `items`, requests of this RPC; its response has `items`,
+one for one, each with either `result`, a response of this RPC, or `error`, a google.rpc.Status.
+"""
 header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """header names the HTTP header that carries this response field; the field is then no part of the JSON body.
 A repeated field is joined by ", "; an empty one sends no header.

@@ -15,6 +15,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -789,6 +790,318 @@ class DeleteCommentResponse(_message.Message):
 Global___DeleteCommentResponse: _TypeAlias = DeleteCommentResponse  # noqa: Y015
 
 @_typing.final
+class BatchCreatePostsRequest(_message.Message):
+    """BatchCreatePostsRequest holds requests of CreatePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePostRequest]:
+        """items are the posts, at most 64; each is held against its own rules."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CreatePostRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreatePostsRequest: _TypeAlias = BatchCreatePostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreatePostsResponse(_message.Message):
+    """BatchCreatePostsResponse answers BatchCreatePosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is the outcome of one request."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___CreatePostResponse:
+            """result is the new post."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what CreatePost would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___CreatePostResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCreatePostsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchCreatePostsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreatePostsResponse: _TypeAlias = BatchCreatePostsResponse  # noqa: Y015
+
+@_typing.final
+class BatchLikePostsRequest(_message.Message):
+    """BatchLikePostsRequest holds requests of LikePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LikePostRequest]:
+        """items are the likes, at most 64; each is held against its own rules."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___LikePostRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLikePostsRequest: _TypeAlias = BatchLikePostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchLikePostsResponse(_message.Message):
+    """BatchLikePostsResponse answers BatchLikePosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is the outcome of one request."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___LikePostResponse:
+            """result is the like."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what LikePost would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___LikePostResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchLikePostsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchLikePostsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLikePostsResponse: _TypeAlias = BatchLikePostsResponse  # noqa: Y015
+
+@_typing.final
+class BatchUnlikePostsRequest(_message.Message):
+    """BatchUnlikePostsRequest holds requests of UnlikePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnlikePostRequest]:
+        """items are the likes that are taken back, at most 64; each is held against its own rules."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___UnlikePostRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUnlikePostsRequest: _TypeAlias = BatchUnlikePostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchUnlikePostsResponse(_message.Message):
+    """BatchUnlikePostsResponse answers BatchUnlikePosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is the outcome of one request."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___UnlikePostResponse:
+            """result is the post without the like."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what UnlikePost would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___UnlikePostResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchUnlikePostsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchUnlikePostsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUnlikePostsResponse: _TypeAlias = BatchUnlikePostsResponse  # noqa: Y015
+
+@_typing.final
+class BatchCreateCommentsRequest(_message.Message):
+    """BatchCreateCommentsRequest holds requests of CreateComment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateCommentRequest]:
+        """items are the comments, at most 64; each is held against its own rules."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CreateCommentRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateCommentsRequest: _TypeAlias = BatchCreateCommentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateCommentsResponse(_message.Message):
+    """BatchCreateCommentsResponse answers BatchCreateComments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is the outcome of one request."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___CreateCommentResponse:
+            """result is the new comment."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what CreateComment would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___CreateCommentResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCreateCommentsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchCreateCommentsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateCommentsResponse: _TypeAlias = BatchCreateCommentsResponse  # noqa: Y015
+
+@_typing.final
 class BatchGetPostsRequest(_message.Message):
     """BatchGetPostsRequest asks for pages of posts."""
 
@@ -804,6 +1117,7 @@ class BatchGetPostsRequest(_message.Message):
         POST_IDS_FIELD_NUMBER: _builtins.int
         RELATIONS_VERSION_FIELD_NUMBER: _builtins.int
         RELATIONS_KEPT_FIELD_NUMBER: _builtins.int
+        SHARERS_UP_TO_FIELD_NUMBER: _builtins.int
         viewer_id: _builtins.int
         """viewer_id is who will see the posts; 0 means a stranger."""
         relations_version: _builtins.int
@@ -813,6 +1127,10 @@ class BatchGetPostsRequest(_message.Message):
         relations_kept: _builtins.bool
         """relations_kept says that the graph could not be reached, and that relations_version is of at most a minute ago:
         then what only followers may see is left out.
+        """
+        sharers_up_to: _builtins.int
+        """sharers_up_to asks for the page of a feed: with shared_by and shares, by plain shares whose ids are at most this,
+        and without the shared_post of a quote whose author the viewer mutes. Absent for other pages.
         """
         @_builtins.property
         def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -825,17 +1143,20 @@ class BatchGetPostsRequest(_message.Message):
             post_ids: _abc.Iterable[_builtins.int] | None = ...,
             relations_version: _builtins.int = ...,
             relations_kept: _builtins.bool = ...,
+            sharers_up_to: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to", "sharers_up_to", b"sharers_up_to"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "viewer_id", b"viewer_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to", "post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "sharers_up_to", b"sharers_up_to", "viewer_id", b"viewer_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        _WhichOneofReturnType__sharers_up_to: _TypeAlias = _typing.Literal["sharers_up_to"]  # noqa: Y015
+        _WhichOneofArgType__sharers_up_to: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__sharers_up_to) -> _WhichOneofReturnType__sharers_up_to | None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetPostsRequest.Item]:
-        """items are the pages, at most 64, and at most 500 posts in all."""
+        """items are the pages, at most 64, and at most 640 posts in all."""
 
     def __init__(
         self,
@@ -863,6 +1184,16 @@ class BatchGetPostsResponse(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         POSTS_FIELD_NUMBER: _builtins.int
+        MEMBERS_FIELD_NUMBER: _builtins.int
+        SHARES_FIELD_NUMBER: _builtins.int
+        members: _builtins.bytes
+        """members say which these are, one for each of posts, so that who passes them on need not read them: packed as in
+        BatchListNewestResponse.
+        """
+        shares: _builtins.bytes
+        """shares are the plain shares of the posts by those whom the viewer follows and does not mute, and by the viewer,
+        newest first, of each post at most 20: packed as in BatchListSharersResponse. Empty but for the page of a feed.
+        """
         @_builtins.property
         def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
             """posts are those of the page that exist and that the viewer may see, in the order asked for."""
@@ -871,10 +1202,12 @@ class BatchGetPostsResponse(_message.Message):
             self,
             *,
             posts: _abc.Iterable[Global___Post] | None = ...,
+            members: _builtins.bytes = ...,
+            shares: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["posts", b"posts"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "posts", b"posts", "shares", b"shares"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -943,7 +1276,7 @@ class BatchListNewestRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListNewestRequest.Item]:
-        """items are the questions, at most 32."""
+        """items are the questions, at most 64."""
 
     def __init__(
         self,
@@ -1049,7 +1382,7 @@ class BatchListSharersRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListSharersRequest.Item]:
-        """items are the questions, at most 32."""
+        """items are the questions, at most 64."""
 
     def __init__(
         self,

@@ -85,6 +85,26 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentResponse.FromString,
                 _registered_method=True)
+        self.BatchCreatePosts = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchCreatePosts',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.FromString,
+                _registered_method=True)
+        self.BatchLikePosts = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchLikePosts',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsResponse.FromString,
+                _registered_method=True)
+        self.BatchUnlikePosts = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchUnlikePosts',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsResponse.FromString,
+                _registered_method=True)
+        self.BatchCreateComments = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchCreateComments',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsResponse.FromString,
+                _registered_method=True)
         self.BatchGetPosts = channel.unary_unary(
                 '/feedmesh.post.v1.PostService/BatchGetPosts',
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsRequest.SerializeToString,
@@ -218,8 +238,37 @@ class PostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCreatePosts(self, request, context):
+        """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchLikePosts(self, request, context):
+        """BatchLikePosts likes posts for many people, in one transaction; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUnlikePosts(self, request, context):
+        """BatchUnlikePosts takes many people's likes back, in one transaction; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreateComments(self, request, context):
+        """BatchCreateComments writes many people's comments, in one transaction; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchGetPosts(self, request, context):
-        """BatchGetPosts hydrates pages of posts for many viewers.
+        """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
+        wrote, deleted, liked or shared shows at once to that viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -345,6 +394,26 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.DeleteComment,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentResponse.SerializeToString,
+            ),
+            'BatchCreatePosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreatePosts,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.SerializeToString,
+            ),
+            'BatchLikePosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchLikePosts,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsResponse.SerializeToString,
+            ),
+            'BatchUnlikePosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUnlikePosts,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsResponse.SerializeToString,
+            ),
+            'BatchCreateComments': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateComments,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsResponse.SerializeToString,
             ),
             'BatchGetPosts': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetPosts,
@@ -668,6 +737,114 @@ class PostService:
             '/feedmesh.post.v1.PostService/DeleteComment',
             feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.DeleteCommentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreatePosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchCreatePosts',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchLikePosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchLikePosts',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUnlikePosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchUnlikePosts',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchUnlikePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreateComments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchCreateComments',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreateCommentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,8 +71,18 @@ class PostServiceStub:
     """DeleteComment removes a comment; its author and the post's author may. Deleting it again changes nothing.
     Reasons: COMMENT_NOT_FOUND, NOT_OWNER.
     """
+    BatchCreatePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchCreatePostsRequest, _post_pb2.BatchCreatePostsResponse]
+    """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+    BatchLikePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchLikePostsRequest, _post_pb2.BatchLikePostsResponse]
+    """BatchLikePosts likes posts for many people, in one transaction; each may fail alone."""
+    BatchUnlikePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchUnlikePostsRequest, _post_pb2.BatchUnlikePostsResponse]
+    """BatchUnlikePosts takes many people's likes back, in one transaction; each may fail alone."""
+    BatchCreateComments: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchCreateCommentsRequest, _post_pb2.BatchCreateCommentsResponse]
+    """BatchCreateComments writes many people's comments, in one transaction; each may fail alone."""
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchGetPostsRequest, _post_pb2.BatchGetPostsResponse]
-    """BatchGetPosts hydrates pages of posts for many viewers."""
+    """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
+    wrote, deleted, liked or shared shows at once to that viewer.
+    """
     BatchListNewest: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchListNewestRequest, _post_pb2.BatchListNewestResponse]
     """BatchListNewest finds the newest posts of many authors for many viewers, in a range of ids: the skeleton of a feed
     that is pulled.
@@ -139,8 +149,18 @@ class PostServiceAsyncStub(PostServiceStub):
     """DeleteComment removes a comment; its author and the post's author may. Deleting it again changes nothing.
     Reasons: COMMENT_NOT_FOUND, NOT_OWNER.
     """
+    BatchCreatePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchCreatePostsRequest, _post_pb2.BatchCreatePostsResponse]  # type: ignore[assignment]
+    """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+    BatchLikePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchLikePostsRequest, _post_pb2.BatchLikePostsResponse]  # type: ignore[assignment]
+    """BatchLikePosts likes posts for many people, in one transaction; each may fail alone."""
+    BatchUnlikePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchUnlikePostsRequest, _post_pb2.BatchUnlikePostsResponse]  # type: ignore[assignment]
+    """BatchUnlikePosts takes many people's likes back, in one transaction; each may fail alone."""
+    BatchCreateComments: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchCreateCommentsRequest, _post_pb2.BatchCreateCommentsResponse]  # type: ignore[assignment]
+    """BatchCreateComments writes many people's comments, in one transaction; each may fail alone."""
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchGetPostsRequest, _post_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
-    """BatchGetPosts hydrates pages of posts for many viewers."""
+    """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
+    wrote, deleted, liked or shared shows at once to that viewer.
+    """
     BatchListNewest: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchListNewestRequest, _post_pb2.BatchListNewestResponse]  # type: ignore[assignment]
     """BatchListNewest finds the newest posts of many authors for many viewers, in a range of ids: the skeleton of a feed
     that is pulled.
@@ -266,12 +286,46 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchCreatePosts(
+        self,
+        request: _post_pb2.BatchCreatePostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchCreatePostsResponse, _abc.Awaitable[_post_pb2.BatchCreatePostsResponse]]:
+        """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+
+    @_abc_1.abstractmethod
+    def BatchLikePosts(
+        self,
+        request: _post_pb2.BatchLikePostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchLikePostsResponse, _abc.Awaitable[_post_pb2.BatchLikePostsResponse]]:
+        """BatchLikePosts likes posts for many people, in one transaction; each may fail alone."""
+
+    @_abc_1.abstractmethod
+    def BatchUnlikePosts(
+        self,
+        request: _post_pb2.BatchUnlikePostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchUnlikePostsResponse, _abc.Awaitable[_post_pb2.BatchUnlikePostsResponse]]:
+        """BatchUnlikePosts takes many people's likes back, in one transaction; each may fail alone."""
+
+    @_abc_1.abstractmethod
+    def BatchCreateComments(
+        self,
+        request: _post_pb2.BatchCreateCommentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchCreateCommentsResponse, _abc.Awaitable[_post_pb2.BatchCreateCommentsResponse]]:
+        """BatchCreateComments writes many people's comments, in one transaction; each may fail alone."""
+
+    @_abc_1.abstractmethod
     def BatchGetPosts(
         self,
         request: _post_pb2.BatchGetPostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_post_pb2.BatchGetPostsResponse, _abc.Awaitable[_post_pb2.BatchGetPostsResponse]]:
-        """BatchGetPosts hydrates pages of posts for many viewers."""
+        """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
+        wrote, deleted, liked or shared shows at once to that viewer.
+        """
 
     @_abc_1.abstractmethod
     def BatchListNewest(

@@ -81,14 +81,14 @@ class BatchRankResponse(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         ORDER_FIELD_NUMBER: _builtins.int
-        @_builtins.property
-        def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """order holds the places of the candidates in the request (from 0), best first: each exactly once."""
-
+        order: _builtins.bytes
+        """order holds the places of the candidates in the request (from 0), best first: each exactly once, packed: two
+        bytes each, big-endian.
+        """
         def __init__(
             self,
             *,
-            order: _abc.Iterable[_builtins.int] | None = ...,
+            order: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -30,7 +30,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a!feedmesh/ranking/v1/ranking.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"`\n\x13\x42\x61tchGetFeedRequest\x12I\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\r\xbaH\n\x92\x01\x07\x10@\"\x03\xd8\x01\x03R\x05items\"\xd8\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1ay\n\x04Item\x12;\n\x04\x66\x65\x65\x64\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x04\x66\x65\x65\x64\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\x08\n\x06result\"j\n\x12\x45xplainPostRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12)\n\x07post_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06postId\"\xab\x03\n\x13\x45xplainPostResponse\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x17\n\x07in_feed\x18\x02 \x01(\x08R\x06inFeed\x12=\n\x06\x66ilter\x18\x03 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedFilterH\x00R\x06\x66ilter\x88\x01\x01\x12=\n\x06source\x18\x04 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedSourceH\x01R\x06source\x88\x01\x01\x12\x1e\n\x08place_id\x18\x05 \x01(\x03H\x02R\x07placeId\x88\x01\x01\x12\x35\n\tshared_by\x18\x06 \x03(\x0b\x32\x18.feedmesh.post.v1.SharerR\x08sharedBy\x12\x32\n\x04rank\x18\x07 \x01(\x0b\x32\x19.feedmesh.ranking.v1.RankH\x03R\x04rank\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x08 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\t\n\x07_filterB\t\n\x07_sourceB\x0b\n\t_place_idB\x07\n\x05_rank*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02*\xa1\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44_SOURCE_OWN\x10\x01\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PUSHED\x10\x02\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PULLED\x10\x03\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_STORED\x10\x04\x12\x19\n\x15\x46\x45\x45\x44_SOURCE_IN_FLIGHT\x10\x05*|\n\nFeedFilter\x12\x1b\n\x17\x46\x45\x45\x44_FILTER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_NOT_FOLLOWED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_FILTER_MUTED\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_SHARER_MUTED\x10\x03\x32\xe0\x02\n\x0fTimelineService\x12\x65\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\r\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12y\n\x0b\x45xplainPost\x12(.feedmesh.timeline.v1.ExplainPostRequest\x1a).feedmesh.timeline.v1.ExplainPostResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/feed/explain\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a!feedmesh/ranking/v1/ranking.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"`\n\x13\x42\x61tchGetFeedRequest\x12I\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\r\xbaH\n\x92\x01\x07\x10@\"\x03\xd8\x01\x03R\x05items\"\xdd\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1a~\n\x04Item\x12?\n\x06result\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x06result\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"j\n\x12\x45xplainPostRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12)\n\x07post_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06postId\"\xab\x03\n\x13\x45xplainPostResponse\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x17\n\x07in_feed\x18\x02 \x01(\x08R\x06inFeed\x12=\n\x06\x66ilter\x18\x03 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedFilterH\x00R\x06\x66ilter\x88\x01\x01\x12=\n\x06source\x18\x04 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedSourceH\x01R\x06source\x88\x01\x01\x12\x1e\n\x08place_id\x18\x05 \x01(\x03H\x02R\x07placeId\x88\x01\x01\x12\x35\n\tshared_by\x18\x06 \x03(\x0b\x32\x18.feedmesh.post.v1.SharerR\x08sharedBy\x12\x32\n\x04rank\x18\x07 \x01(\x0b\x32\x19.feedmesh.ranking.v1.RankH\x03R\x04rank\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x08 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\t\n\x07_filterB\t\n\x07_sourceB\x0b\n\t_place_idB\x07\n\x05_rank*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02*\xa1\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44_SOURCE_OWN\x10\x01\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PUSHED\x10\x02\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PULLED\x10\x03\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_STORED\x10\x04\x12\x19\n\x15\x46\x45\x45\x44_SOURCE_IN_FLIGHT\x10\x05*|\n\nFeedFilter\x12\x1b\n\x17\x46\x45\x45\x44_FILTER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_NOT_FOLLOWED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_FILTER_MUTED\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_SHARER_MUTED\x10\x03\x32\xf0\x02\n\x0fTimelineService\x12u\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\x1d\xaa\xb5\x18\x0c\x42\x61tchGetFeed\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12y\n\x0b\x45xplainPost\x12(.feedmesh.timeline.v1.ExplainPostRequest\x1a).feedmesh.timeline.v1.ExplainPostResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/feed/explain\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,17 +54,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINPOSTRESPONSE'].fields_by_name['degraded']._loaded_options = None
   _globals['_EXPLAINPOSTRESPONSE'].fields_by_name['degraded']._serialized_options = b'\232\265\030\rFeed-Degraded'
   _globals['_TIMELINESERVICE'].methods_by_name['GetFeed']._loaded_options = None
-  _globals['_TIMELINESERVICE'].methods_by_name['GetFeed']._serialized_options = b'\202\323\344\223\002\007\022\005/feed'
+  _globals['_TIMELINESERVICE'].methods_by_name['GetFeed']._serialized_options = b'\252\265\030\014BatchGetFeed\202\323\344\223\002\007\022\005/feed'
   _globals['_TIMELINESERVICE'].methods_by_name['ExplainPost']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['ExplainPost']._serialized_options = b'\202\323\344\223\002\017\022\r/feed/explain'
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._serialized_options = b'\210\265\030\001'
-  _globals['_FEEDORDER']._serialized_start=1465
-  _globals['_FEEDORDER']._serialized_end=1550
-  _globals['_FEEDSOURCE']._serialized_start=1553
-  _globals['_FEEDSOURCE']._serialized_end=1714
-  _globals['_FEEDFILTER']._serialized_start=1716
-  _globals['_FEEDFILTER']._serialized_end=1840
+  _globals['_FEEDORDER']._serialized_start=1470
+  _globals['_FEEDORDER']._serialized_end=1555
+  _globals['_FEEDSOURCE']._serialized_start=1558
+  _globals['_FEEDSOURCE']._serialized_end=1719
+  _globals['_FEEDFILTER']._serialized_start=1721
+  _globals['_FEEDFILTER']._serialized_end=1845
   _globals['_GETFEEDREQUEST']._serialized_start=245
   _globals['_GETFEEDREQUEST']._serialized_end=441
   _globals['_GETFEEDRESPONSE']._serialized_start=444
@@ -72,13 +72,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHGETFEEDREQUEST']._serialized_start=610
   _globals['_BATCHGETFEEDREQUEST']._serialized_end=706
   _globals['_BATCHGETFEEDRESPONSE']._serialized_start=709
-  _globals['_BATCHGETFEEDRESPONSE']._serialized_end=925
+  _globals['_BATCHGETFEEDRESPONSE']._serialized_end=930
   _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_start=804
-  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_end=925
-  _globals['_EXPLAINPOSTREQUEST']._serialized_start=927
-  _globals['_EXPLAINPOSTREQUEST']._serialized_end=1033
-  _globals['_EXPLAINPOSTRESPONSE']._serialized_start=1036
-  _globals['_EXPLAINPOSTRESPONSE']._serialized_end=1463
-  _globals['_TIMELINESERVICE']._serialized_start=1843
-  _globals['_TIMELINESERVICE']._serialized_end=2195
+  _globals['_BATCHGETFEEDRESPONSE_ITEM']._serialized_end=930
+  _globals['_EXPLAINPOSTREQUEST']._serialized_start=932
+  _globals['_EXPLAINPOSTREQUEST']._serialized_end=1038
+  _globals['_EXPLAINPOSTRESPONSE']._serialized_start=1041
+  _globals['_EXPLAINPOSTRESPONSE']._serialized_end=1468
+  _globals['_TIMELINESERVICE']._serialized_start=1848
+  _globals['_TIMELINESERVICE']._serialized_end=2216
 # @@protoc_insertion_point(module_scope)

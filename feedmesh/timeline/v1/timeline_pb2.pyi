@@ -194,7 +194,7 @@ class BatchGetFeedRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetFeedRequest]:
-        """items are the pages, at most 64, and at most 500 posts in all."""
+        """items are the pages, at most 64, and at most 640 posts in all."""
 
     def __init__(
         self,
@@ -221,11 +221,11 @@ class BatchGetFeedResponse(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        FEED_FIELD_NUMBER: _builtins.int
+        RESULT_FIELD_NUMBER: _builtins.int
         ERROR_FIELD_NUMBER: _builtins.int
         @_builtins.property
-        def feed(self) -> Global___GetFeedResponse:
-            """feed is the page."""
+        def result(self) -> Global___GetFeedResponse:
+            """result is the page."""
 
         @_builtins.property
         def error(self) -> _status_pb2.Status:
@@ -234,16 +234,16 @@ class BatchGetFeedResponse(_message.Message):
         def __init__(
             self,
             *,
-            feed: Global___GetFeedResponse | None = ...,
+            result: Global___GetFeedResponse | None = ...,
             error: _status_pb2.Status | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "feed", b"feed", "result", b"result"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "feed", b"feed", "result", b"result"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["feed", "error"]  # noqa: Y015
-        _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
-        def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property

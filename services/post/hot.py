@@ -1,0 +1,152 @@
+"""Posts as they were at most half a second ago: what is the same for everybody who sees them.
+
+Whoever writes, deletes, likes or shares sees that at once: `hydrate.py` reads anew what a viewer had a hand in lately.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence, Set
+
+from feedmesh.post.v1 import post_pb2 as pb
+from runtime import ids
+from runtime.coalesce import Coalescer
+from runtime.postgres import Pool
+from services.post import metrics, store
+
+FRESH_S = 0.5
+KEPT_POSTS = 20_000
+"""1 KB each, mostly; at the most 45 KB."""
+KEPT_SHARES = 200
+"""Plain shares of one post that are kept with it; where there are more, they are asked for viewer by viewer."""
+READ_POSTS = 2_000
+"""Posts of one query, at the most."""
+
+Share = tuple[int, int]
+"""The id of a plain share, and who shared."""
+
+
+class HotPost:
+    """A post that is not deleted, its counts and shares, as of one moment."""
+
+    __slots__ = ("_name", "_public", "read_s", "row", "sharers", "shares")
+
+    def __init__(self, row: store.PostRow, read_s: float, shares: tuple[Share, ...] | None = None) -> None:
+        self.row = row
+        self.read_s = read_s
+        """Before it was read, in seconds of `time.monotonic()`."""
+        self.shares = shares
+        """Its plain shares, newest first; None where they were not read, or are too many to be kept."""
+        self.sharers = frozenset(sharer_id for _, sharer_id in shares or ())
+        self._name = ""
+        self._public = b""
+
+    def public(self, name: str) -> bytes:
+        """What everybody sees of it, as bytes of a Post: all but what is the viewer's own, and its original."""
+        if not self._public or name != self._name:
+            row = self.row
+            self._name = name
+            self._public = pb.Post(
+                post_id=row.post_id,
+                user_id=row.user_id,
+                username=name,
+                content=row.content,
+                media_url=row.media_url,
+                created_at=ids.timestamp(row.post_id),
+                visibility=pb.Visibility.ValueType(row.visibility),
+                likes=row.likes,
+                comments=row.comments,
+                shares=row.shares,
+            ).SerializeToString()
+        return self._public
+
+
+class HotPosts:
+    """The posts that were read last, of one process."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        # In the order in which they were read.
+        self._known: dict[int, HotPost] = {}
+        # What changed while a read was under way, by the read.
+        self._changed: dict[object, set[int]] = {}
+        # One query at a time: who asks for what is being read waits for it, and finds it.
+        self._reads = Coalescer("posts", self._read_lacking, max_weight=READ_POSTS, in_flight=1, weigh=len)
+
+    async def of(self, post_ids: Collection[int], viewers: Set[int]) -> dict[int, HotPost]:
+        """Those of the posts (at most 2,000) that there are, as of at most half a second ago.
+
+        What one of the viewers wrote or shared, as of now: they may have deleted it.
+        """
+        found, lacking = self._fresh(post_ids)
+        own = [
+            post_id
+            for post_id, post in found.items()
+            if post.row.user_id in viewers or not viewers.isdisjoint(post.sharers)
+        ]
+        for post_id in own:
+            del found[post_id]
+        lacking += own
+        self.drop(own)
+        if lacking:
+            for each in await self._reads(lacking):
+                found[each.row.post_id] = each
+        metrics.HOT_POSTS.labels("known").inc(len(post_ids) - len(lacking))
+        metrics.HOT_POSTS.labels("read").inc(len(lacking))
+        return found
+
+    async def read(self, post_ids: Collection[int]) -> dict[int, HotPost]:
+        """Those of the posts that there are, as of now."""
+        if not post_ids:
+            return {}
+        ticket, changed = object(), set[int]()
+        self._changed[ticket] = changed
+        read_s = time.monotonic()
+        try:
+            rows = await store.posts(self.pool, post_ids)
+            shared = [row.post_id for row in rows.values() if 0 < row.shares <= KEPT_SHARES]
+            shares = await store.shares_of(self.pool, shared) if shared else {}
+        finally:
+            del self._changed[ticket]
+        found = {}
+        for post_id, row in rows.items():
+            its = None if row.shares > KEPT_SHARES else tuple(shares.get(post_id, ()))
+            found[post_id] = HotPost(row, read_s, its)
+        self.drop(post_ids)
+        self._known |= {post_id: post for post_id, post in found.items() if post_id not in changed}
+        self._forget(read_s - FRESH_S)
+        return found
+
+    def drop(self, post_ids: Collection[int]) -> None:
+        """Forgets posts that have just changed, and what is being read of them."""
+        for post_id in post_ids:
+            self._known.pop(post_id, None)
+        for changed in self._changed.values():
+            changed.update(post_ids)
+
+    def _fresh(self, post_ids: Iterable[int]) -> tuple[dict[int, HotPost], list[int]]:
+        since_s = time.monotonic() - FRESH_S
+        found, lacking = {}, []
+        for post_id in post_ids:
+            known = self._known.get(post_id)
+            if known is not None and known.read_s > since_s:
+                found[post_id] = known
+            else:
+                lacking.append(post_id)
+        return found, lacking
+
+    async def _read_lacking(self, many: Sequence[Collection[int]]) -> list[list[HotPost]]:
+        # What others waited for before may be what is wanted now.
+        found, lacking = self._fresh({post_id for post_ids in many for post_id in post_ids})
+        found |= await self.read(lacking)
+        return [[found[post_id] for post_id in post_ids if post_id in found] for post_ids in many]
+
+    def _forget(self, before_s: float) -> None:
+        """Makes room: what is old goes, and of what is too much the oldest."""
+        old: list[int] = []
+        for post_id, post in self._known.items():
+            if post.read_s > before_s and len(self._known) - len(old) <= KEPT_POSTS:
+                break
+            old.append(post_id)
+        for post_id in old:
+            del self._known[post_id]

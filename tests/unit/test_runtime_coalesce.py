@@ -1,0 +1,144 @@
+"""Coalescing: what goes together, what does not, and that no member takes anything from another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from runtime import coalesce, context, errors
+from runtime.coalesce import Coalescer
+
+
+class Batches:
+    """Records what is sent together; holds batches up until it is let."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+        self.surroundings: list[tuple[str, float | None]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, items: Sequence[int]) -> list[int | errors.Error]:
+        self.sent.append(list(items))
+        self.surroundings.append((context.request_id.get(), context.deadline.get()))
+        await self.gate.wait()
+        if 13 in items:
+            raise ValueError("a defect")
+        return [errors.NotFound("POST_NOT_FOUND") if item < 0 else 10 * item for item in items]
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.sent) < count:
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def batches() -> Batches:
+    return Batches()
+
+
+async def test_alone_it_goes_at_once_and_together_what_comes_at_once(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=8)
+    assert await call(1) == 10
+    assert await asyncio.gather(*map(call, range(5))) == [0, 10, 20, 30, 40]
+    assert batches.sent == [[1], [0, 1, 2, 3, 4]]
+
+
+async def test_what_comes_while_as_many_are_under_way_as_may_be_goes_together_afterwards(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=8, in_flight=2)
+    batches.gate.clear()
+    calls = []
+    for item in range(2):
+        calls.append(asyncio.create_task(call(item)))
+        await batches.until(item + 1)
+    calls += [asyncio.create_task(call(item)) for item in range(2, 6)]
+    await asyncio.sleep(0)
+    assert batches.sent == [[0], [1]]
+    batches.gate.set()
+    assert await asyncio.gather(*calls) == [0, 10, 20, 30, 40, 50]
+    assert batches.sent == [[0], [1], [2, 3, 4, 5]]
+
+
+async def test_a_batch_is_bounded_by_weight_unless_one_item_alone_is_heavier(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=10, weigh=lambda item: item)
+    assert await asyncio.gather(*map(call, [4, 6, 1, 99, 2])) == [40, 60, 10, 990, 20]
+    assert batches.sent == [[4, 6], [1], [99], [2]]
+
+
+async def test_one_item_fails_alone_and_a_batch_as_a_whole(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=2)
+    results = await asyncio.gather(*map(call, [1, -1, 13, 2, 3]), return_exceptions=True)
+    assert results[0] == 10
+    assert isinstance(results[1], errors.NotFound)
+    assert isinstance(results[2], ValueError)
+    assert isinstance(results[3], ValueError)
+    assert results[4] == 30
+
+
+async def test_who_gives_up_takes_nothing_from_the_others(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=8, in_flight=1)
+    batches.gate.clear()
+    first, gone, late = (asyncio.create_task(call(item)) for item in (1, 2, 3))
+    await batches.until(1)
+    waiting, never = (asyncio.create_task(call(item)) for item in (4, 5))
+    await asyncio.sleep(0)
+    for task in (gone, never):
+        task.cancel()
+    await asyncio.wait([gone, never])
+    batches.gate.set()
+    assert list(await asyncio.gather(first, late, waiting)) == [10, 30, 40]
+    assert batches.sent == [[1, 2, 3], [4]]
+
+
+async def test_a_batch_that_nobody_waits_for_any_more_is_cancelled(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=8, in_flight=1)
+    batches.gate.clear()
+    gone = [asyncio.create_task(call(item)) for item in (1, 2)]
+    await batches.until(1)
+    gone[0].cancel()
+    await asyncio.wait(gone[:1])
+    later = asyncio.create_task(call(3))
+    await asyncio.sleep(0)
+    assert batches.sent == [[1, 2]]
+    gone[1].cancel()
+    await batches.until(2)
+    batches.gate.set()
+    assert await later == 30
+
+
+async def test_each_has_its_own_deadline_and_the_batch_the_latest(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=8)
+    batches.gate.clear()
+
+    async def within(item: int, seconds: float) -> int:
+        context.deadline.set(time.monotonic() + seconds)
+        context.request_id.set(f"request-{item}")
+        return await call(item)
+
+    hasty, patient = (asyncio.create_task(within(item, seconds)) for item, seconds in ((1, 0.01), (2, 60)))
+    with pytest.raises(TimeoutError):
+        await hasty
+    batches.gate.set()
+    assert await patient == 20
+    assert batches.sent == [[1, 2]]
+    [(request_id, deadline)] = batches.surroundings
+    assert request_id == "request-1"
+    assert deadline is not None
+    assert deadline > time.monotonic() + 50
+
+
+async def test_too_many_that_wait_are_refused(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalesce, "MAX_WAITING", 2)
+    call = Coalescer("test", batches.send, max_weight=1, in_flight=1)
+    batches.gate.clear()
+    under_way = asyncio.create_task(call(1))
+    await batches.until(1)
+    waiting = [asyncio.create_task(call(item)) for item in (2, 3)]
+    await asyncio.sleep(0)
+    with pytest.raises(errors.Unavailable, match="too many"):
+        await call(4)
+    batches.gate.set()
+    assert await asyncio.gather(under_way, *waiting) == [10, 20, 30]
