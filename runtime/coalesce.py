@@ -65,7 +65,7 @@ class Coalescer(Generic[I, R]):
         send: Callable[[Sequence[I]], Awaitable[Sequence[R | errors.Error]]],
         *,
         max_weight: int,
-        in_flight: int = 2,
+        in_flight: int = 3,
         weigh: Callable[[I], int] = one,
     ) -> None:
         """`send` gives a result or an error for each item, one for one; what it raises fails all of them.
