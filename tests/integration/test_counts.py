@@ -184,7 +184,7 @@ async def test_batches_that_cross_each_other_and_deletions_wait_for_nobody_in_a_
         lambda post=post: stub.DeletePost(pb.DeletePostRequest(user_id=people[0], post_id=post))  # type: ignore[misc]
         for post in posts[2:]
     ]
-    for n in range(24):
+    for n in range(96):
         order = chance.sample(everything, chance.randint(8, len(everything)))
         acts.insert(0, lambda act=(like_all, unlike_all, comment_on_all)[n % 3], order=order: act(order))  # type: ignore[misc]
     before = deadlocks()
