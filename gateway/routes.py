@@ -24,7 +24,7 @@ from feedmesh.timeline.v1 import timeline_pb2
 from gateway.encode import Encoder
 from gateway.transcode import Transcoder
 from runtime import coalesce
-from runtime.paging import DEFAULT_LIMIT, MAX_BATCH_POSTS
+from runtime.paging import MAX_BATCH_POSTS, most_posts
 
 CONTRACTS: Mapping[str, FileDescriptor] = {
     "graph": graph_pb2.DESCRIPTOR,
@@ -132,11 +132,6 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
         transcoder=Transcoder(rpc.input_type, names, has_body=rule.body == "*"),
         encoder=encoder,
     )
-
-
-def most_posts(request: Any) -> int:
-    """How many posts a page can hold that is asked for."""
-    return max(request.limit, 1) if request.HasField("limit") else DEFAULT_LIMIT
 
 
 def option(rpc: MethodDescriptor, extension: Any) -> Any:

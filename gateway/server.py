@@ -73,8 +73,9 @@ class Corked:
         return self._held_bytes + self._transport.get_write_buffer_size()
 
     def _send(self) -> None:
-        if self._held:
-            data, self._held, self._held_bytes = b"".join(self._held), [], 0
+        data, self._held, self._held_bytes = b"".join(self._held), [], 0
+        # The client may have left since, or the connection been cut.
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
 

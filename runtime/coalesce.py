@@ -28,6 +28,7 @@ from runtime import context, errors, metrics, wire
 
 I = TypeVar("I")  # noqa: E741 - an item
 R = TypeVar("R")
+A = TypeVar("A", bound=Message)
 
 RPC_ITEMS = 64
 """Items of one RPC, unless its contract allows fewer."""
@@ -87,7 +88,7 @@ class Coalescer(Generic[I, R]):
         self._refused = metrics.BATCH_REFUSED.labels(name)
 
     async def __call__(self, item: I) -> R:
-        """The item's result. Raises its error, TimeoutError at the caller's deadline, Unavailable if too many wait."""
+        """The item's result. Raises its error, and Unavailable at the caller's deadline or if too many wait."""
         if len(self._waiting) >= MAX_WAITING:
             self._refused.inc()
             raise errors.Unavailable("too many calls wait for their batch")
@@ -100,6 +101,8 @@ class Coalescer(Generic[I, R]):
         try:
             async with asyncio.timeout(context.remaining_s()):
                 return await member.result
+        except TimeoutError:
+            raise errors.Unavailable("the deadline has passed") from None
         finally:
             if member.result.cancelled() and member.task and all(each.result.done() for each in member.batch):
                 member.task.cancel()
@@ -164,6 +167,17 @@ def surroundings(batch: Sequence[Member[Any, Any]]) -> contextvars.Context:
     its.run(context.request_id.set, batch[0].request_id)
     its.run(context.deadline.set, max(deadlines) if len(deadlines) == len(batch) else None)
     return its
+
+
+def outcomes(answer: A, results: Sequence[Any]) -> A:
+    """The answer of a batch's RPC with results and errors in it, one for one: the other end of `rpc`."""
+    items: Any = answer.items  # type: ignore[attr-defined]
+    for result in results:
+        if isinstance(result, errors.Error):
+            items.add().error.ParseFromString(result.status().SerializeToString())
+        else:
+            items.add(result=result)
+    return answer
 
 
 def batch_of(rpc: MethodDescriptor) -> MethodDescriptor | None:

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runtime.errors import InvalidArgument, Violation
 
@@ -82,6 +82,11 @@ async def filled(
             return [row for _, row in found], None
         place = row_ids[-1]
     return [row for _, row in found], place
+
+
+def most_posts(request: Any) -> int:
+    """How many posts a page can hold that is asked for, rightly or not: 1 to 100."""
+    return min(max(request.limit, 1), MAX_LIMIT) if request.HasField("limit") else DEFAULT_LIMIT
 
 
 def require_fitting(posts: int) -> None:

@@ -14,7 +14,6 @@ from services.post import people, store
 from services.post.hydrate import not_found
 from services.post.sight import Sights
 
-A = TypeVar("A", bound=Message)
 M = TypeVar("M", bound=Message)
 MAX_BATCH = 64
 """Acts of one batch."""
@@ -97,14 +96,3 @@ async def still(connection: Connection, acts: Sequence[Act]) -> list[store.Targe
         else not_found(act.request.post_id)
         for act in acts
     ]
-
-
-def outcomes(answer: A, results: Sequence[Message | errors.Error]) -> A:
-    """The answer of a batch's RPC with the results and errors in it, one for one."""
-    items: Any = answer.items  # type: ignore[attr-defined]
-    for result in results:
-        if isinstance(result, errors.Error):
-            items.add(error=result.status())
-        else:
-            items.add(result=result)
-    return answer

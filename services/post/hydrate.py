@@ -76,12 +76,7 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     if counted := {post_id for post_id in lately if post_id in posts and posts[post_id].read_s < begun_s}:
         anew = await hot.read(counted)
         posts = {post_id: post for post_id, post in posts.items() if post_id not in counted} | anew
-    shares = [
-        await shares_seen(hot.pool, posts, page, sight)
-        if page.sharers_up_to is not None and sight.relation is not None
-        else {}
-        for page, sight in zip(pages, seen, strict=True)
-    ]
+    shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
     return [
@@ -152,31 +147,31 @@ def sees(sight: Sight, posts: Mapping[int, HotPost], post: HotPost) -> bool:
 
 
 async def shares_seen(
-    pool: Pool, posts: Mapping[int, HotPost], page: Page, sight: Sight
-) -> dict[int, list[tuple[int, int]]]:
-    """By post of a page that was shared: the shares by those whom the viewer reads, newest first, at most 20."""
-    relation, bound = sight.relation, page.sharers_up_to
-    assert relation is not None
-    assert bound is not None
-    found: dict[int, list[tuple[int, int]]] = {}
-    many = []
-    for post_id in page.post_ids:
-        post = posts.get(post_id)
-        if post is None or not post.row.shares:
+    pool: Pool, posts: Mapping[int, HotPost], pages: Sequence[Page], seen: Sequence[Sight]
+) -> list[dict[int, list[tuple[int, int]]]]:
+    """For each page, by post that was shared: the shares by those whom the viewer reads, newest first, at most 20."""
+    found: list[dict[int, list[tuple[int, int]]]] = [{} for _ in pages]
+    asked: dict[int, store.SharersQuestion] = {}
+    for at, (page, sight) in enumerate(zip(pages, seen, strict=True)):
+        relation, bound = sight.relation, page.sharers_up_to
+        if relation is None or bound is None:
             continue
-        if post.shares is None:
-            many.append(post_id)
-        elif kept := [
-            (share_id, sharer_id)
-            for share_id, sharer_id in post.shares
-            if share_id <= bound and (sharer_id == sight.viewer_id or holds(relation.followees, sharer_id))
-        ]:
-            found[post_id] = kept[: store.MAX_SHARERS]
-    if many:
-        for share_id, sharer_id, post_id in await store.sharers(
-            pool, many, [*relation.followees.tolist(), sight.viewer_id], bound
-        ):
-            found.setdefault(post_id, []).append((share_id, sharer_id))
+        shared = [post for post_id in page.post_ids if (post := posts.get(post_id)) and post.row.shares]
+        for post in shared:
+            kept = [
+                (share_id, sharer_id)
+                for share_id, sharer_id in post.shares or ()
+                if share_id <= bound and (sharer_id == sight.viewer_id or holds(relation.followees, sharer_id))
+            ]
+            if kept:
+                found[at][post.row.post_id] = kept[: store.MAX_SHARERS]
+        if many := [post.row.post_id for post in shared if post.shares is None]:
+            sharer_ids = [*relation.followees.tolist(), sight.viewer_id]
+            asked[at] = store.SharersQuestion(many, sharer_ids, bound)
+    if asked:
+        for at, rows in zip(asked, await store.sharers(pool, list(asked.values())), strict=True):
+            for share_id, sharer_id, post_id in rows:
+                found[at].setdefault(post_id, []).append((share_id, sharer_id))
     return found
 
 

@@ -66,7 +66,7 @@ class People:
             if lacking := wanted - found.keys():
                 told = await self._questions(lacking)
                 found |= {user_id: told.get(user_id) for user_id in lacking}
-        except (errors.Unavailable, TimeoutError):
+        except errors.Unavailable:
             stale = self._remembered(wanted) if self._timer() - self._as_of < STALE_S else {}
             metrics.STALE_NAMES.inc(len(stale))
             return dict(stale)

@@ -10,11 +10,11 @@ from typing import Any
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors
-from runtime.coalesce import Coalescer
+from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import Cursors, require_fitting
 from runtime.postgres import Pool
 from services.post import audit, comments, export, likes, posts, skeleton
-from services.post.acts import MAX_BATCH, outcomes
+from services.post.acts import MAX_BATCH
 from services.post.hot import HotPosts
 from services.post.hydrate import hydrate_one
 from services.post.sight import Sights

@@ -57,10 +57,10 @@ async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.Batc
 
 async def list_sharers(pool: Pool, request: pb.BatchListSharersRequest) -> pb.BatchListSharersResponse:
     """The plain shares of each item's originals by its sharers, packed."""
-    answers = [
-        await store.sharers(pool, list(item.original_ids), list(item.sharer_ids), item.max_post_id)
-        for item in request.items
-    ]
+    answers = await store.sharers(
+        pool,
+        [store.SharersQuestion(item.original_ids, item.sharer_ids, item.max_post_id) for item in request.items],
+    )
     return pb.BatchListSharersResponse(
         items=[pb.BatchListSharersResponse.Item(members=members.pack(rows)) for rows in answers]
     )

@@ -226,7 +226,7 @@ async def delete_post(connection: Connection, post: LockedPost) -> None:
         await add_delta(connection, post.shared_post_id, shares=-1)
 
 
-async def authored(pool: Pool, post_ids: Iterable[int]) -> dict[int, list[Authored]]:
+async def authored(pool: Pool, post_ids: Collection[int]) -> dict[int, list[Authored]]:
     """By post: the post, and after it its original where it is a plain share. None of those where either is deleted."""
     rows = await fetch(
         pool,
@@ -234,17 +234,17 @@ async def authored(pool: Pool, post_ids: Iterable[int]) -> dict[int, list[Author
         SELECT p.post_id, p.user_id, p.visibility, o.post_id, o.user_id, o.visibility
         FROM posts p JOIN posts o ON o.post_id = p.original_id
         WHERE p.post_id = {ANY_OF_IDS} AND p.deleted_at IS NULL AND o.deleted_at IS NULL""",
-        {"ids": list(post_ids)},
+        {"ids": int8s(post_ids)},
     )
     return {row[0]: [Authored(*row[at : at + 3]) for at in ((0,) if row[0] == row[3] else (0, 3))] for row in rows}
 
 
-async def undeleted(connection: Connection, post_ids: Iterable[int]) -> set[int]:
+async def undeleted(connection: Connection, post_ids: Collection[int]) -> set[int]:
     """Those of the posts that are not deleted."""
     rows = await fetch(
         connection,
         f"SELECT post_id FROM posts WHERE post_id = {ANY_OF_IDS} AND deleted_at IS NULL",
-        {"ids": list(post_ids)},
+        {"ids": int8s(post_ids)},
     )
     return {row[0] for row in rows}
 
@@ -540,21 +540,47 @@ async def newest_of_each(
     return found
 
 
-async def sharers(
-    pool: Pool, original_ids: list[int], sharer_ids: list[int], max_share_id: int
-) -> list[tuple[int, int, int]]:
-    """Plain shares of the originals by the sharers: share, sharer, original, newest first; the newest 20 of each."""
+class SharersQuestion(NamedTuple):
+    """Who of some people plainly shared which of some originals."""
+
+    original_ids: Collection[int]
+    sharer_ids: Collection[int]
+    max_share_id: int
+
+
+async def sharers(pool: Pool, questions: Sequence[SharersQuestion]) -> list[list[tuple[int, int, int]]]:
+    """The answers, one for one: share, sharer, original, newest first; of each original the newest 20."""
+    originals = [
+        (at, post_id, each.max_share_id) for at, each in enumerate(questions) for post_id in set(each.original_ids)
+    ]
+    people = [(at, user_id) for at, each in enumerate(questions) for user_id in set(each.sharer_ids)]
     rows = await fetch(
         pool,
         """
-        SELECT share.share_id, share.user_id, share.post_id FROM (
-            SELECT share_id, user_id, post_id, row_number() OVER (PARTITION BY post_id ORDER BY share_id DESC) AS place
-            FROM shares WHERE post_id = ANY(%(originals)s) AND user_id = ANY(%(sharers)s) AND share_id <= %(max)s
+        SELECT share.place, share.share_id, share.user_id, share.post_id FROM (
+            SELECT original.place, shares.share_id, shares.user_id, shares.post_id,
+                   row_number() OVER (PARTITION BY original.place, post_id ORDER BY shares.share_id DESC) AS rank
+            FROM unnest(%(original_places)s::bigint[], %(originals)s::bigint[], %(maxima)s::bigint[])
+                AS original (place, post_id, max_share_id)
+            JOIN unnest(%(sharer_places)s::bigint[], %(sharers)s::bigint[]) AS sharer (place, user_id)
+                ON sharer.place = original.place
+            JOIN shares USING (post_id, user_id)
+            WHERE shares.share_id <= original.max_share_id
         ) AS share JOIN posts USING (post_id)
-        WHERE share.place <= %(limit)s AND posts.deleted_at IS NULL ORDER BY share.share_id DESC""",
-        {"originals": original_ids, "sharers": sharer_ids, "max": max_share_id, "limit": MAX_SHARERS},
+        WHERE share.rank <= %(limit)s AND posts.deleted_at IS NULL ORDER BY share.share_id DESC""",
+        {
+            "original_places": int8s([place for place, _, _ in originals]),
+            "originals": int8s([post_id for _, post_id, _ in originals]),
+            "maxima": int8s([max_share_id for _, _, max_share_id in originals]),
+            "sharer_places": int8s([place for place, _ in people]),
+            "sharers": int8s([user_id for _, user_id in people]),
+            "limit": MAX_SHARERS,
+        },
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    answers: list[list[tuple[int, int, int]]] = [[] for _ in questions]
+    for place, share_id, user_id, post_id in rows:
+        answers[place].append((share_id, user_id, post_id))
+    return answers
 
 
 async def engagement(pool: Pool, post_ids: Iterable[int]) -> dict[int, tuple[int, int, int, float]]:

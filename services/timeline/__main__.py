@@ -42,14 +42,13 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
         guard = Guard(pool, probe)
         await guard.look()
         async with redis.connect(settings, on_connect=guard.admit) as stores:
-            graph, post = GraphServiceStub(graph_channel), PostServiceStub(post_channel)
+            post = PostServiceStub(post_channel)
             timelines = Timelines(stores, int(settings.active_days * DAY_S))
             sources = Sources(post, guard, timelines, Authors(timelines, post), Modes(pool))
             parts = Parts(
-                Relations(graph),
+                Relations(GraphServiceStub(graph_channel)),
                 Cursors(settings.cursor_secret),
                 sources,
-                graph,
                 post,
                 RankingServiceStub(ranking_channel),
             )

@@ -38,7 +38,6 @@ from services.timeline.skeleton import (
 from services.timeline.timelines import EMPTY
 
 if TYPE_CHECKING:
-    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
     from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceAsyncStub
 
@@ -78,7 +77,6 @@ class Parts:
     relations: Relations
     cursors: Cursors
     sources: Sources
-    graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
     ranking: RankingServiceAsyncStub
     window: int = WINDOW

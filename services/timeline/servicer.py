@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from google.rpc import status_pb2
-
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
 from runtime import errors, wire
-from runtime.coalesce import Coalescer
-from runtime.paging import DEFAULT_LIMIT, MAX_BATCH_POSTS, MAX_LIMIT, require_fitting
+from runtime.coalesce import Coalescer, outcomes
+from runtime.paging import MAX_BATCH_POSTS, most_posts, require_fitting
 from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
-Feeds = wire.closed(pb.BatchGetFeedResponse.DESCRIPTOR, [pb.GetFeedResponse.DESCRIPTOR, status_pb2.Status.DESCRIPTOR])
+Feeds = wire.closed(pb.BatchGetFeedResponse.DESCRIPTOR, [pb.GetFeedResponse.DESCRIPTOR])
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,6 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(map(most_posts, request.items)))
-        answer = Feeds()
-        for result in await get_feeds(self.parts, request.items):
-            if isinstance(result, errors.Error):
-                answer.items.add(error=result.status().SerializeToString())
-            else:
-                answer.items.add(result=result.SerializeToString())
-        return bytes(answer.SerializeToString())
-
-
-def most_posts(request: pb.GetFeedRequest) -> int:
-    """How many posts a page can hold that is asked for, rightly or not."""
-    return min(max(request.limit, 1), MAX_LIMIT) if request.HasField("limit") else DEFAULT_LIMIT
+        feeds = await get_feeds(self.parts, request.items)
+        results = [feed if isinstance(feed, errors.Error) else feed.SerializeToString() for feed in feeds]
+        return bytes(outcomes(Feeds(), results).SerializeToString())

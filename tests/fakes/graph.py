@@ -82,11 +82,10 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             username = request.username if request.HasField("username") else person.username
             email = request.email if request.HasField("email") else person.email
             self._require_free(username, email, among=[p for p in self.people.values() if p is not person])
-            if (username, request.private) != (person.username, person.private):
+            private = request.private if request.HasField("private") else person.private
+            if (username, private) != (person.username, person.private):
                 self.changed.append(person.user_id)
-            person.username, person.email = username, email
-            if request.HasField("private"):
-                person.private = request.private
+            person.username, person.email, person.private = username, email, private
             return pb.UpdateUserResponse(user=self._present(request.user_id, viewer_id=request.user_id))
 
         return self._answers.once(request, request.user_id, work)

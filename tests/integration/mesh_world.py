@@ -176,7 +176,7 @@ class Mesh:
                 sources = await stores.sources(cast(Any, gate))
                 world.builders.append(gate)
                 world.replicas.append(
-                    Parts(Relations(self.graph), Cursors(SECRET), sources, self.graph, self.post, self.ranking, WINDOW)
+                    Parts(Relations(self.graph), Cursors(SECRET), sources, self.post, self.ranking, WINDOW)
                 )
             for _ in range(WORKERS):
                 followers, merged = Gate(self.graph), Gate(self.post)

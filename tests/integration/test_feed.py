@@ -7,7 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from google.rpc import status_pb2
@@ -43,6 +43,9 @@ from tests.fakes.post import FakePost
 from tests.fakes.serving import Served, serving
 from tests.integration.timeline_stores import feeds, timeline_stores
 
+if TYPE_CHECKING:
+    from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
+
 PEOPLE = 4
 READER = 0
 Worlds = Callable[[int], AbstractAsyncContextManager["World"]]
@@ -54,6 +57,7 @@ class World:
     """A mesh around a feed, and the people in it."""
 
     parts: Parts
+    graph: GraphServiceAsyncStub
     people: list[int]
     ranking: Served
     fanout: Fanout
@@ -83,13 +87,13 @@ class World:
     async def follow(self, *followees: int) -> None:
         """The reader follows people."""
         for followee in followees:
-            await self.parts.graph.Follow(
+            await self.graph.Follow(
                 graph_pb2.FollowRequest(follower_id=self.people[READER], following_id=self.people[followee])
             )
 
     async def unfollow(self, followee: int) -> None:
         """The reader unfollows someone."""
-        await self.parts.graph.Unfollow(
+        await self.graph.Unfollow(
             graph_pb2.UnfollowRequest(follower_id=self.people[READER], following_id=self.people[followee])
         )
 
@@ -146,13 +150,12 @@ async def world(databases: Databases, valkey: Valkey, window: int) -> AsyncItera
                 Relations(graph_stub),
                 Cursors("a secret of at least 32 characters"),
                 await stores.sources(post_stub),
-                graph_stub,
                 post_stub,
                 RankingServiceStub(ranking_channel),
                 window,
             )
             fanout = await stores.fanout(graph_stub, post_stub, limit=2)
-            yield World(parts, people, ranking, fanout)
+            yield World(parts, graph_stub, people, ranking, fanout)
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,7 @@ class Running:
     http: httpx.AsyncClient
     address: tuple[str, int]
     grpc: dict[str, grpc.aio.Server]
+    channels: dict[str, client.Channel]
 
     async def send(self, raw: bytes, *, then: bytes = b"") -> bytes:
         """Sends bytes as they are, and all the more `then`; everything that comes back until the gateway closes."""
@@ -196,7 +197,7 @@ class _Gateway:
     async def __aenter__(self) -> Running:
         mesh = Mesh()
         self.servers: dict[str, grpc.aio.Server] = {}
-        self.channels = {}
+        self.channels: dict[str, client.Channel] = {}
         for name, contract in CONTRACTS.items():
             grpc_server = grpc.aio.server(interceptors=[Chain()])
             if name in FAKES:
@@ -221,7 +222,7 @@ class _Gateway:
         self.stopping = asyncio.Event()
         self.serving = asyncio.create_task(server.serve(app, listener, self.stopping))
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=BOUND_S)
-        self.running = Running(mesh, app, self.http, address, self.servers)
+        self.running = Running(mesh, app, self.http, address, self.servers, self.channels)
         return self.running
 
     async def __aexit__(self, *_: object) -> None:
@@ -611,6 +612,28 @@ async def test_room_is_bounded_and_operations_are_not() -> None:
         going.set()
         assert [(await task).status_code for task in under_way] == [200, 200]
         assert (await running.http.get("/feed?user_id=1")).status_code == 200
+
+
+async def test_whose_time_is_up_in_the_middle_of_a_batch_is_told_so(running: Running) -> None:
+    going = asyncio.Event()
+
+    async def slow(request: Any) -> timeline_pb2.GetFeedResponse:
+        await going.wait()
+        return timeline_pb2.GetFeedResponse()
+
+    running.mesh.feed = slow
+    route = next(route for route in of_contracts() if route.template == "/feed")
+    call: Any = route.call(running.channels["timeline"])
+
+    async def within(seconds: float) -> Any:
+        context.deadline.set(time.monotonic() + seconds)
+        return await call(timeline_pb2.GetFeedRequest(user_id=1))
+
+    hasty, patient = asyncio.create_task(within(0.1)), asyncio.create_task(within(BOUND_S))
+    with pytest.raises(errors.Unavailable):
+        await hasty
+    going.set()
+    assert list((await patient).posts) == []
 
 
 async def test_a_part_that_is_gone(running: Running) -> None:

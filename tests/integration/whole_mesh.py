@@ -95,7 +95,7 @@ async def whole_mesh(
         ranking = RankingServiceStub(
             await serve("ranking", RANKING, add_RankingServiceServicer_to_server, RankingServicer(post, wall_clock))
         )
-        parts = Parts(Relations(graph), cursors, await stores.sources(post), graph, post, ranking)
+        parts = Parts(Relations(graph), cursors, await stores.sources(post), post, ranking)
         timeline = TimelineServiceStub(
             await serve("timeline", TIMELINE, add_TimelineServiceServicer_to_server, TimelineServicer(parts))
         )

@@ -119,7 +119,7 @@ async def test_each_has_its_own_deadline_and_the_batch_the_latest(batches: Batch
         return await call(item)
 
     hasty, patient = (asyncio.create_task(within(item, seconds)) for item, seconds in ((1, 0.01), (2, 60)))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(errors.Unavailable, match="deadline"):
         await hasty
     batches.gate.set()
     assert await patient == 20

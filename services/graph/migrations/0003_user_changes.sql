@@ -22,4 +22,6 @@ BEGIN
 END
 $$;
 CREATE TRIGGER users_changed AFTER UPDATE OF username, private, erased_at ON users
-    FOR EACH ROW EXECUTE FUNCTION note_user_change();
+    FOR EACH ROW
+    WHEN ((OLD.username, OLD.private, OLD.erased_at) IS DISTINCT FROM (NEW.username, NEW.private, NEW.erased_at))
+    EXECUTE FUNCTION note_user_change();
