@@ -1,0 +1,1 @@
+import runtime  # noqa: F401 - before gRPC, which it sets up

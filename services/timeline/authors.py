@@ -74,7 +74,7 @@ class Authors:
             return {}
         known = {author_id: self._known.get((epoch, author_id)) for author_id in author_ids}
         lacking = [author_id for author_id, timeline in known.items() if timeline is None]
-        stored = await self._timelines.read_all([author_key(author_id) for author_id in lacking])
+        stored = await self._timelines.read_all(dict.fromkeys(map(author_key, lacking)))
         fresh = await asyncio.gather(
             *(self._whole(author_id, epoch, timeline) for author_id, timeline in zip(lacking, stored, strict=True))
         )

@@ -18,7 +18,7 @@ from services.timeline.feed import (
     unless_lost,
     viewer_of,
 )
-from services.timeline.skeleton import Viewer, hold
+from services.timeline.skeleton import Viewer, hold, read_homes
 
 
 async def explain(parts: Parts, request: pb.ExplainPostRequest) -> pb.ExplainPostResponse:
@@ -87,7 +87,7 @@ async def source(
     """How an entry comes into the feed at this moment."""
     if entry.author_id == viewer.user_id:
         return pb.FEED_SOURCE_OWN
-    [taken] = await hold(parts.sources, [viewer])
+    [taken] = await hold(parts.sources, [viewer], await read_homes(parts.sources, {viewer.user_id: None}))
     if isinstance(taken, errors.Error):
         raise taken
     held = unless_lost(taken, response)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,22 +18,27 @@ import numpy as np
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
-from runtime import client, errors, members, validation, wire
+from runtime import client, errors, ids, members, validation, wire
 from runtime.members import Members
 from runtime.paging import DEFAULT_LIMIT, Cursors
 from runtime.relations import Relation, Relations
 from services.timeline import metrics, scroll
+from services.timeline.authors import newest_of
 from services.timeline.scroll import Scroll
 from services.timeline.skeleton import (
+    OWN,
     WINDOW,
     Held,
     Lost,
+    Place,
+    Read,
     Sources,
     Viewer,
     begin,
     candidates,
     hold,
     list_sharers,
+    read_homes,
 )
 from services.timeline.timelines import EMPTY
 
@@ -52,6 +57,10 @@ RANKING_TIMEOUT_S = 0.5
 MAX_SHARERS = 20
 """Sharers of one post that the post service tells."""
 RANKING, REDIS, GRAPH = "ranking", "redis", "graph"
+FIRST = Scroll()
+"""Where a feed begins."""
+Known = tuple[Mapping[int, Relation], bool]
+"""The relations of those viewers that exist, and whether these are from before the graph was gone."""
 
 POST = post_pb2.Post.DESCRIPTOR
 Feed = wire.closed(pb.GetFeedResponse.DESCRIPTOR, [POST])
@@ -99,6 +108,8 @@ class Page:
     response: Any = field(default_factory=Feed)
     held: Held | None = None
     """What Redis holds for the viewer; None where it cannot be used."""
+    own: Members | None = None
+    """The viewer's own newest posts, as `Place.own`."""
     rest: Members = field(default_factory=lambda: EMPTY)
     """The entries of the window that were not shown yet, in their order."""
     windows: int = 0
@@ -127,34 +138,59 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
             places[at] = scroll.unseal(parts.cursors, request.user_id, order_of(request), request.cursor)
         except errors.InvalidArgument as error:
             results[at] = error
-    viewers = {requests[at].user_id for at in places}
     pages: dict[int, Page] = {}
-    try:
-        relations, kept = await parts.relations.of(sorted(viewers)) if viewers else ({}, False)
-    except errors.Error as error:
-        return [results.get(at, error) for at in range(len(requests))]
+    # A first page is made of the newest; who scrolls on needs what is below.
+    later = {requests[at].user_id for at, place in places.items() if place != FIRST}
+    first = {requests[at].user_id for at in places} - later
+    newest = dict.fromkeys(first, parts.window + AHEAD) | dict.fromkeys(later)
+    # All of it together, though each could be asked for less if the others were known.
+    relations, read, own = await asyncio.gather(
+        relations_of(parts.relations, list(newest)),
+        read_homes(parts.sources, newest),
+        read_own(parts.post, first),
+    )
     for at, place in places.items():
         request = requests[at]
         response = Feed()
         try:
-            viewer = known_viewer(request.user_id, relations.get(request.user_id), kept, response)
+            viewer = known_viewer(request.user_id, relations, response)
         except errors.Error as error:
             results[at] = error
             continue
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        pages[at] = Page(viewer, order_of(request), limit, place, response)
+        pages[at] = Page(viewer, order_of(request), limit, place, response, own=own.get(viewer.user_id))
+    await take_hold(parts.sources, list(pages.values()), read)
     await fill(parts, list(pages.values()))
     return [results.get(at) or pages[at].error or pages[at].response for at in range(len(requests))]
 
 
+async def relations_of(relations: Relations, viewer_ids: Sequence[int]) -> Known | errors.Error:
+    """The relations of viewers, or why there are none."""
+    try:
+        return await relations.of(viewer_ids) if viewer_ids else ({}, False)
+    except errors.Error as error:
+        return error
+
+
+async def read_own(post: PostServiceAsyncStub, viewer_ids: Collection[int]) -> dict[int, Members]:
+    """Viewers' own newest posts; nobody's where these cannot be read now: then they are asked for when they must be."""
+    try:
+        rows = await newest_of(post, [([viewer_id], 0, ids.MAX_ID, OWN) for viewer_id in viewer_ids])
+    except errors.Error:
+        return {}
+    return dict(zip(viewer_ids, rows, strict=True))
+
+
 async def viewer_of(parts: Parts, user_id: int, response: Any) -> Viewer:
     """One viewer with their relations. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-    relations, kept = await parts.relations.of([user_id])
-    return known_viewer(user_id, relations.get(user_id), kept, response)
+    return known_viewer(user_id, await relations_of(parts.relations, [user_id]), response)
 
 
-def known_viewer(user_id: int, relation: Relation | None, kept: bool, response: Any) -> Viewer:
+def known_viewer(user_id: int, relations: Known | errors.Error, response: Any) -> Viewer:
     """A viewer by their relations, if these are known. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+    if isinstance(relations, errors.Error):
+        raise relations
+    relation, kept = relations[0].get(user_id), relations[1]
     if relation is None and kept:
         raise errors.Unavailable("the graph cannot be reached")
     if relation is None:
@@ -170,17 +206,7 @@ def order_of(request: pb.GetFeedRequest) -> pb.FeedOrder.ValueType:
 
 
 async def fill(parts: Parts, pages: Sequence[Page]) -> None:
-    """Fills pages from their beginnings on. What goes wrong with one is its `error`."""
-    # A first page is made of the newest; who scrolls on needs what is below.
-    first = [page for page in pages if page.place == Scroll()]
-    later = [page for page in pages if page.place != Scroll()]
-    await asyncio.gather(
-        *(
-            take_hold(parts.sources, some, newest)
-            for some, newest in ((first, parts.window + AHEAD), (later, None))
-            if some
-        )
-    )
+    """Fills pages from their places on. What goes wrong with one is its `error`."""
     while going := [page for page in pages if page.is_open]:
         try:
             await open_windows(parts, going)
@@ -205,9 +231,9 @@ def fail(pages: Iterable[Page], error: errors.Error) -> None:
         page.error = page.error or error
 
 
-async def take_hold(sources: Sources, pages: Sequence[Page], newest: int | None = None) -> None:
-    """Takes what Redis holds for the pages' viewers; only the `newest` of each list, if that is said."""
-    for page, held in zip(pages, await hold(sources, [page.viewer for page in pages], newest=newest), strict=True):
+async def take_hold(sources: Sources, pages: Sequence[Page], read: Read | Lost) -> None:
+    """Takes what Redis holds for the pages' viewers: from what was read of their home timelines."""
+    for page, held in zip(pages, await hold(sources, [page.viewer for page in pages], read), strict=True):
         if isinstance(held, errors.Error):
             page.error = held
         else:
@@ -229,7 +255,8 @@ async def open_windows(parts: Parts, pages: Sequence[Page]) -> None:
     short = [page for page, rows in zip(pages, found, strict=True) if len(rows) <= size and goes_on(page)]
     if short:
         # Filters took more of the beginning than was read ahead, or much is the viewer's own.
-        await take_hold(parts.sources, short)
+        whole = dict.fromkeys(page.viewer.user_id for page in short)
+        await take_hold(parts.sources, short, await read_homes(parts.sources, whole))
         again = await look(parts, short, size + 1)
         found = [again[short.index(page)] if page in short else rows for page, rows in zip(pages, found, strict=True)]
     for page, rows in zip(pages, found, strict=True):
@@ -249,7 +276,9 @@ def goes_on(page: Page) -> bool:
 async def look(parts: Parts, pages: Sequence[Page], limit: int) -> list[Members]:
     """The newest candidates of the pages' places, as `skeleton.candidates`."""
     places = [
-        (page.viewer, page.held, page.place.low or 0, page.place.high) for page in pages if page.place is not None
+        Place(page.viewer, page.held, page.own, page.place.low or 0, page.place.high)
+        for page in pages
+        if page.place is not None
     ]
     return await candidates(parts.post, places, limit)
 
@@ -294,7 +323,7 @@ async def rank(ranking: RankingServiceAsyncStub, pages: Sequence[Page]) -> None:
             degrade(page.response, RANKING, error.message)
         return
     for page, item in zip(pages, answer.items, strict=True):
-        page.rest = page.rest[np.frombuffer(item.order, dtype=">u2")]
+        page.rest = page.rest.take(np.frombuffer(item.order, dtype=">u2"), axis=0)
 
 
 async def hydrate(parts: Parts, pages: Sequence[Page]) -> None:
@@ -325,12 +354,16 @@ def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> N
     assert page.place is not None
     room = page.room
     taken = page.rest[:room]
-    if not len(page.viewer.relation.muted) and np.array_equal(taken[:, (0, 2)], rows[:, (0, 0)]):
-        # All may be seen, and each stands at its own place, where it is because of its author. So it is mostly.
-        page.response.posts.extend(posts)
-        page.rest = page.rest[room:]
-        page.place = page.place.showing(rows[:, 0].tolist())
-        return
+    positions, post_ids = taken[:, 0].tolist(), taken[:, 2].tolist()
+    if not len(page.viewer.relation.muted) and rows[:, 0].tolist() == post_ids:
+        # All may be seen. A post at its own place is there because of its author.
+        shared_at = {*positions}.difference(post_ids)
+        if not shared_at or shared_at.issubset(shares[:, 0].tolist()):
+            # And the others are where they were shared. So it is mostly.
+            page.response.posts.extend(posts)
+            page.rest = page.rest[room:]
+            page.place = page.place.showing(post_ids)
+            return
     viewer, dropped = page.viewer, metrics.FEED_DROPPED
     authors: dict[int, tuple[bytes, int]] = {
         post_id: (post, author_id) for post, (post_id, author_id, _) in zip(posts, rows.tolist(), strict=True)

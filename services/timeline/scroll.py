@@ -12,7 +12,7 @@ the post itself: nothing of it can come after that, as shares are newer than wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime import ids
 from runtime.paging import Cursors
@@ -25,8 +25,7 @@ MAX_EARLIER = 400
 """Posts older than the place that a cursor carries on at the most: 2.8 KB, which an address still holds."""
 
 
-@dataclass(frozen=True)
-class Scroll:
+class Scroll(NamedTuple):
     """A place in a feed, between two pages."""
 
     bound: int = ids.MAX_ID
@@ -45,7 +44,7 @@ class Scroll:
 
     def showing(self, post_ids: Iterable[int]) -> Scroll:
         """The place in the same window with these posts shown."""
-        return Scroll(self.bound, self.high, self.low, self.shown.union(post_ids), self.earlier, self.forgot)
+        return self._replace(shown=self.shown.union(post_ids))
 
     def past_window(self) -> Scroll | None:
         """The place at the beginning of the next window; None at the end of the feed."""

@@ -38,7 +38,12 @@ MAX_MERGED = 200
 """New followees whose posts a read merges into the list; of more, the list is made anew."""
 MOSTLY = 100
 """Members of a list from which on it is made anew when less than half of them are of whom the viewer follows."""
+OWN = 20
+"""Of their own posts that are read for a first page before it is known how far its window goes."""
 ATTEMPTS = 3
+HELD_AT_HOME = metrics.HELD_ROWS.labels("home")
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -84,29 +89,49 @@ Lost = UnusableError | RedisError | OSError
 """Why Redis cannot be used."""
 
 
-async def hold(
-    sources: Sources, viewers: Sequence[Viewer], *, newest: int | None = None
-) -> list[Held | Lost | errors.Error]:
-    """What Redis holds for each viewer, or why there is nothing; of each list the `newest` alone, if that is said.
+class Read(NamedTuple):
+    """What was read of home timelines. What of it a viewer can use, their relations tell."""
 
-    Home timelines are built, completed or made anew where that is needed.
-    """
+    epoch: int
+    pulled: Pulled
+    homes: Mapping[int, Timeline | None]
+    """By viewer."""
+    newest: Mapping[int, int | None]
+    """How many of each viewer's were read at the most; None for all."""
+
+
+async def read_homes(sources: Sources, newest: Mapping[int, int | None]) -> Read | Lost:
+    """Reads the home timelines of viewers: as many of the newest members as is said, or all. Gives what goes wrong."""
     try:
         epoch = sources.guard.epoch
         # First who is pulled, then the lists: who came from pull to push in between has their posts in the list.
         pulled = await sources.modes.pulled()
-        homes = await sources.timelines.read_all([home_key(viewer.user_id) for viewer in viewers], newest=newest)
-        pulled_ids = [pulled_by(pulled, viewer) for viewer in viewers]
-        authors = await sources.authors.read({each for some in pulled_ids if some for each in some}, epoch)
-    except (UnusableError, RedisError, OSError, errors.Error) as error:
+        homes = await sources.timelines.read_all({home_key(user_id): most for user_id, most in newest.items()})
+    except (UnusableError, RedisError, OSError) as error:
+        return error
+    return Read(epoch, pulled, dict(zip(newest, homes, strict=True)), newest)
+
+
+async def hold(sources: Sources, viewers: Sequence[Viewer], read: Read | Lost) -> list[Held | Lost | errors.Error]:
+    """What Redis holds for each viewer, or why there is nothing. `read` is what was read of their home timelines.
+
+    Home timelines are built, completed or made anew where that is needed.
+    """
+    if not isinstance(read, Read):
+        return [read for _ in viewers]
+    try:
+        pulled_ids = [pulled_by(read.pulled, viewer) for viewer in viewers]
+        authors = await sources.authors.read({each for some in pulled_ids if some for each in some}, read.epoch)
+    except (RedisError, OSError, errors.Error) as error:
         return [error for _ in viewers]
-    ready = not pulled.is_stale()
-    held: list[Held | Lost | errors.Error | None] = [
-        held_by(viewer, timeline, some, authors, newest)
-        if ready and timeline is not None and is_complete(viewer.relation, timeline, epoch)
-        else None
-        for viewer, timeline, some in zip(viewers, homes, pulled_ids, strict=True)
-    ]
+    ready = not read.pulled.is_stale()
+    held: list[Held | Lost | errors.Error | None] = [None for _ in viewers]
+    for at, (viewer, some) in enumerate(zip(viewers, pulled_ids, strict=True)):
+        timeline = read.homes[viewer.user_id]
+        if ready and timeline is not None and is_complete(viewer.relation, timeline, read.epoch):
+            followed = among(viewer.relation.following, timeline.rows[:, 1])
+            if not is_mostly_others(followed):
+                held[at] = held_by(viewer, timeline, followed, some, authors, read.newest[viewer.user_id])
     slow = [at for at, each in enumerate(held) if each is None]
     if slow:
         # Each for itself: what keeps one is nothing to the others.
@@ -127,48 +152,44 @@ def pulled_by(pulled: Pulled, viewer: Viewer) -> list[int] | None:
 def held_by(
     viewer: Viewer,
     timeline: Timeline,
+    followed: Flags,
     pulled_ids: list[int] | None,
     authors: Mapping[int, Timeline],
     newest: int | None = None,
 ) -> Held:
-    """What a complete home timeline and those of pulled authors hold for a viewer."""
-    asked, rows, floor, whole = [viewer.user_id], timeline.rows, timeline.covered_above, timeline.whole
+    """What a complete home timeline and those of pulled authors hold for a viewer.
+
+    `followed` tells which of the home timeline's rows are of whom the viewer follows.
+    """
+    relation = viewer.relation
+    read = followed if not len(relation.muted) else among(relation.followees, timeline.rows[:, 1])
+    rows = timeline.rows if read.all() else timeline.rows[read]
+    asked, floor, whole = [viewer.user_id], timeline.covered_above, timeline.whole
     if pulled_ids is None:
         pulled_ids = []
-        asked += viewer.relation.followees.tolist()
+        asked += relation.followees.tolist()
     if pulled_ids:
         lists = [authors[author_id] for author_id in pulled_ids]
         floor = max(floor, *(each.floor for each in lists))
-        above = [each.rows[each.rows[:, 0] > floor] for each in (timeline, *lists)]
+        above = [each[each[:, 0] > floor] for each in (rows, *(each.rows for each in lists))]
         if newest is not None and any(len(each) > newest for each in above):
             # As if each had been read no further: the rest is for later pages.
             floor = max(floor, *(int(each[newest, 0]) for each in above if len(each) > newest))
             above, whole = [each[each[:, 0] > floor] for each in above], False
         metrics.HELD_ROWS.labels("authors").inc(sum(len(each) for each in above[1:]))
         rows = newest_first(np.concatenate(above))
-    metrics.HELD_ROWS.labels("home").inc(len(timeline.rows))
-    read = among(viewer.relation.followees, rows[:, 1])
-    return Held(rows if read.all() else rows[read], floor, asked, whole)
+    HELD_AT_HOME.inc(len(timeline.rows))
+    return Held(rows, floor, asked, whole)
 
 
 def is_complete(relation: Relation, timeline: Timeline, epoch: int) -> bool:
-    """Whether a list holds all whom its viewer follows, and not mostly others."""
-    return (
-        timeline.epoch == epoch
-        and not timeline.covers_nothing
-        and relation.latest_follow <= timeline.horizon
-        and not is_mostly_filtered(relation, timeline)
-    )
+    """Whether a list holds all whom its viewer follows."""
+    return timeline.epoch == epoch and not timeline.covers_nothing and relation.latest_follow <= timeline.horizon
 
 
-def is_mostly_filtered(relation: Relation, timeline: Timeline) -> bool:
+def is_mostly_others(followed: Flags) -> bool:
     """Whether most of a list is of people whom its viewer does not follow any more."""
-    authors = timeline.rows[:, 1]
-    if len(authors) < MOSTLY:
-        return False
-    # One in four tells enough: a list that is made anew in vain costs a query, and one that is not costs reads.
-    some = authors[::4]
-    return 2 * int(np.count_nonzero(among(relation.following, some))) < len(some)
+    return len(followed) >= MOSTLY and 2 * int(np.count_nonzero(followed)) < len(followed)
 
 
 async def hold_one(sources: Sources, viewer: Viewer) -> Held | Lost | errors.Error:
@@ -181,7 +202,8 @@ async def hold_one(sources: Sources, viewer: Viewer) -> Held | Lost | errors.Err
             pulled_ids = pulled_by(pulled, viewer)
             authors = await sources.authors.read(set(pulled_ids or ()), epoch)
             if not pulled.is_stale():
-                return held_by(viewer, timeline, pulled_ids, authors)
+                followed = among(viewer.relation.following, timeline.rows[:, 1])
+                return held_by(viewer, timeline, followed, pulled_ids, authors)
         return UnusableError("the lists were read too slowly")
     except (UnusableError, RedisError, OSError, errors.Error) as error:
         return error
@@ -199,7 +221,8 @@ async def home(sources: Sources, viewer: Viewer, epoch: int) -> Timeline:
             raise UnusableError("this process does not know the latest epoch yet")
         else:
             new = relation.following[relation.follow_ids > timeline.horizon]
-            if len(new) <= MAX_MERGED and not is_mostly_filtered(relation, timeline):
+            followed = among(relation.following, timeline.rows[:, 1])
+            if len(new) <= MAX_MERGED and not is_mostly_others(followed):
                 return await completed(sources, relation, key, timeline, new) if len(new) else timeline
             made = await timelines.create(key, epoch, replaced=timeline.incarnation)
         if made.epoch == epoch and made.covers_nothing:
@@ -241,27 +264,41 @@ def in_range(held: Held, low: int, high: int, limit: int) -> Members:
     return rows[:limit]
 
 
-async def candidates(
-    post: PostServiceAsyncStub, places: Sequence[tuple[Viewer, Held | None, int, int]], limit: int
-) -> list[Members]:
-    """For each place (viewer, what is held, lowest and highest id) the newest `limit` posts: shape (n, 3).
+class Place(NamedTuple):
+    """Where candidates are looked for."""
+
+    viewer: Viewer
+    held: Held | None
+    own: Members | None
+    """The viewer's own newest posts, at most OWN of them, if they were read."""
+    low: int
+    """The lowest id."""
+    high: int
+    """The highest id."""
+
+
+async def candidates(post: PostServiceAsyncStub, places: Sequence[Place], limit: int) -> list[Members]:
+    """For each place the newest `limit` posts: shape (n, 3).
 
     Of what is held, and of Postgres below it, unless that is only the beginning of what Redis holds.
     Raises Unavailable.
     """
     found = [EMPTY for _ in places]
     asked: list[tuple[int, Question]] = []
-    for at, (_, held, low, high) in enumerate(places):
+    for at, (_, held, own, low, high) in enumerate(places):
         if held is not None and held.floor < high:
             found[at] = rows = in_range(held, low, high, limit)
             # What is older than the last of a full window is none of it.
             above = int(rows[-1, 0]) if len(rows) == limit else max(held.floor + 1, low)
-            asked.append((at, (held.asked, above, high, limit)))
+            if own is None or len(held.asked) > 1 or (len(own) == OWN and own[-1, 0] > above):
+                asked.append((at, (held.asked, above, high, limit)))
+            elif len(own := own[(own[:, 0] >= above) & (own[:, 0] <= high)]):
+                found[at] = newest_first(np.concatenate([rows, own]))[:limit]
     for (at, _), rows in zip(asked, await newest_of(post, [question for _, question in asked]), strict=True):
         if len(rows):
             found[at] = newest_first(np.concatenate([found[at], rows]))[:limit]
     below: list[tuple[int, Question]] = []
-    for at, (viewer, held, low, high) in enumerate(places):
+    for at, (viewer, held, _, low, high) in enumerate(places):
         left = high if held is None else min(high, held.floor)
         if len(found[at]) < limit and low <= left and left > 0 and (held is None or held.whole):
             below.append((at, (viewer.author_ids, low, left, limit - len(found[at]))))
@@ -287,28 +324,29 @@ def begin(place: Scroll, found: Members, size: int) -> tuple[Scroll, Members]:
         place = Scroll(newest_id, newest_id, int(found[-1, 0]) if cut_off else 0)
     else:
         # What a follow in between pages added may overfill a window that was cut before; then it ends sooner.
-        place = replace(place, low=int(found[-1, 0]) if cut_off else place.low or 0)
-    if (found[:, 0] != found[:, 2]).any():
+        place = place._replace(low=int(found[-1, 0]) if cut_off else place.low or 0)
+    post_ids = np.sort(found[:, 2])
+    if (post_ids[1:] == post_ids[:-1]).any():
         _, first = np.unique(found[:, 2], return_index=True)
         first.sort()
         found = found[first]
     return place, found
 
 
-def among(rising: Ids, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def among(rising: Ids, values: Ids) -> Flags:
     """Which of some values are among rising ids: shape as given."""
     if not len(rising):
         return np.zeros(values.shape, dtype=bool)
-    places = rising.searchsorted(values)
-    places[places == len(rising)] = 0
-    found: npt.NDArray[np.bool_] = rising[places] == values
+    # What is above all has its place behind the last one, which it is not.
+    found: Flags = rising.take(rising.searchsorted(values), mode="clip") == values
     return found
 
 
 def newest_first(rows: Members) -> Members:
     """Rows by falling post id, each post once."""
-    _, first = np.unique(rows[:, 0], return_index=True)
-    return rows[first[::-1]]
+    rows = rows.take(np.argsort(rows[:, 0])[::-1], axis=0)
+    again = rows[1:, 0] == rows[:-1, 0]
+    return rows[np.append(True, ~again)] if again.any() else rows
 
 
 async def list_sharers(

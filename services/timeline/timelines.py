@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -167,22 +167,21 @@ class Timelines:
 
     async def read(self, key: str, *, newest: int | None = None, renewed: bool = True) -> Timeline | None:
         """One list, or None: see `read_all`."""
-        return (await self.read_all([key], newest=newest, renewed=renewed))[0]
+        return (await self.read_all({key: newest}, renewed=renewed))[0]
 
-    async def read_all(
-        self, keys: Sequence[str], *, newest: int | None = None, renewed: bool = True
-    ) -> list[Timeline | None]:
-        """Many lists, in one round trip to each server: whole, or their `newest` (at least 1) members.
+    async def read_all(self, newest: Mapping[str, int | None], *, renewed: bool = True) -> list[Timeline | None]:
+        """Many lists, in one round trip to each server: for each key that many (at least 1) of its newest members, or
+        with None all.
 
         Their lives are renewed, unless that is not wanted.
         """
-        if not keys:
+        if not newest:
             return []
 
         async def work() -> list[bytes | None]:
             async with self.client.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    pipeline.fcall(f"read_{VERSION}", 1, key, self._ttl(key) if renewed else 0, newest or 0)
+                for key, most in newest.items():
+                    pipeline.fcall(f"read_{VERSION}", 1, key, self._ttl(key) if renewed else 0, most or 0)
                 return list(await pipeline.execute())
 
         return decode(await self._with_functions(work))
@@ -260,7 +259,8 @@ class Timelines:
         cursor, more = 0, True
         while more:
             cursor, found = await self.scan(HOMES, cursor)
-            keys = [key.decode() for key in found]
+            # A scan may tell of one twice.
+            keys = dict.fromkeys(key.decode() for key in found)
             for key, timeline in zip(keys, await self.read_all(keys, renewed=False), strict=True):
                 if timeline is not None:
                     yield key, timeline

@@ -71,7 +71,7 @@ async def test_a_push_reaches_only_lists_that_are_there(timelines: Timelines) ->
     assert await timelines.push("home", [([*others, READER], rows([3, 4]))]) == 2
     assert await timelines.push("author", [([READER], rows([5]))]) == 0
     assert await held(timelines) == ([4, 3], 0)
-    assert not any(await timelines.read_all([home_key(user) for user in others]))
+    assert not any(await timelines.read_all(dict.fromkeys(map(home_key, others))))
 
 
 async def test_what_is_not_read_expires_and_reading_renews_it(timelines: Timelines) -> None:
@@ -241,7 +241,7 @@ async def test_a_server_that_lost_its_functions_gets_them_again(timelines: Timel
     await timelines.client.function_flush()
     assert await held(timelines) == ([1], 0)
     await timelines.client.function_flush()
-    assert [each is not None for each in await timelines.read_all([KEY, author_key(1)])] == [True, False]
+    assert [each is not None for each in await timelines.read_all(dict.fromkeys((KEY, author_key(1))))] == [True, False]
 
 
 @pytest.mark.parametrize("post_id", [1, 2**41, NOTHING - 1])
@@ -263,7 +263,7 @@ async def test_the_newest_of_a_list_say_down_to_where_they_are_all(timelines: Ti
     assert (whole.whole, whole.covered_above) == (True, 10)
     keys = [home_key(1), KEY, author_key(READER)]
     for newest, covered_above in ((1, 28), (4, 25), (9, 20), (10, 10), (11, 10)):
-        absent, cut, other = await timelines.read_all(keys, newest=newest)
+        absent, cut, other = await timelines.read_all(dict.fromkeys(keys, newest))
         assert absent is other is None
         assert cut is not None
         assert cut.rows.tolist() == whole.rows[:newest].tolist()
@@ -314,7 +314,7 @@ async def test_pushes_that_go_together_reach_each_list_and_no_other(timelines: T
     pushed = await timelines.push("home", [(followers[author], posts[author]) for author in followers])
     there = {author: set(followers[author]).intersection(users) for author in followers}
     assert pushed == 2 * sum(map(len, there.values()))
-    found = await timelines.read_all([home_key(user) for user in users])
+    found = await timelines.read_all(dict.fromkeys(map(home_key, users)))
     for user, timeline in zip(users, found, strict=True):
         assert timeline is not None
         own = sorted((row for author in followers if user in there[author] for row in posts[author]), reverse=True)
