@@ -6,7 +6,6 @@ at or below the horizon it knows nothing.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +14,14 @@ import numpy.typing as npt
 from feedmesh.post.v1 import post_pb2
 from runtime import ids
 from runtime.counts import HALF_LIFE_S
+from services.ranking.places import Ids, Places
 
-Ids = npt.NDArray[np.int64]
 Table = npt.NDArray[np.float64]
 """Shape (n, 4): likes, comments, shares, heat."""
 Flags = npt.NDArray[np.bool_]
 
 CAPACITY = 500_000
-"""Posts; at some 150 bytes each."""
+"""Posts; at some 64 bytes each."""
 EVICTED = 1 / 16
 """The part of the posts that goes at once when there are too many."""
 WIDTH = 4
@@ -35,9 +34,9 @@ class Columns:
         self.horizon = horizon
         """Posts up to this id are not covered."""
         self._capacity = capacity
-        # Likes, comments, shares, heat, and the time in ms that heat is true for. The last row is nobody's: zeros.
-        self._table = np.zeros((capacity + 1, WIDTH + 1))
-        self._rows: dict[int, int] = {}
+        # Likes, comments, shares, heat, and the time in ms that heat is true for.
+        self._table = np.zeros((capacity, WIDTH + 1))
+        self._rows = Places(capacity)
         self._free: list[int] = []
 
     def __len__(self) -> int:
@@ -46,11 +45,14 @@ class Columns:
     def gather(self, post_ids: Ids, now_ms: int) -> tuple[Table, Flags]:
         """The engagement of posts as of now, in their order, and of which of them nothing is known (their row is 0)."""
         nobody = self._capacity
-        rows = np.fromiter(map(self._rows.get, post_ids.tolist(), itertools.repeat(nobody)), np.intp, len(post_ids))
-        found = self._table[rows]
+        rows = self._rows.find(post_ids, nobody)
+        known = rows != nobody
+        found = self._table[rows[known]]
         # Clocks may step back; heat does not grow by that.
         found[:, 3] *= np.exp2(-np.maximum(now_ms - found[:, 4], 0) / (HALF_LIFE_S * 1000))
-        return found[:, :WIDTH], (rows == nobody) & (post_ids <= self.horizon)
+        table = np.zeros((len(rows), WIDTH))
+        table[known] = found[:, :WIDTH]
+        return table, ~known & (post_ids <= self.horizon)
 
     def store(self, post_ids: Sequence[int], engagement: Table, now_ms: int) -> None:
         """Notes what posts' engagement is as of now, in place of what was known of them.
@@ -60,7 +62,7 @@ class Columns:
         rows, kept = [], []
         total: list[float] = engagement.sum(axis=1).tolist()
         for place, post_id in enumerate(post_ids):
-            if total[place] and post_id not in self._rows and len(self._rows) == self._capacity:
+            if total[place] and len(self._rows) == self._capacity and self._rows.get(post_id) is None:
                 self._evict()
             if total[place] and post_id > self.horizon:
                 rows.append(self._row(post_id))
@@ -76,16 +78,17 @@ class Columns:
         row = self._rows.get(post_id)
         if row is None:
             # Rows are handed out from 0 on; those given back come first.
-            row = self._rows[post_id] = self._free.pop() if self._free else len(self._rows)
+            row = self._free.pop() if self._free else len(self._rows)
+            self._rows.put(post_id, row)
         return row
 
     def _remove(self, post_id: int) -> None:
-        row = self._rows.pop(post_id, None)
+        row = self._rows.pop(post_id)
         if row is not None:
             self._free.append(row)
 
     def _evict(self) -> None:
-        held = np.fromiter(self._rows, np.int64, len(self._rows))
+        held = self._rows.ids()
         last = max(int(len(held) * EVICTED), 1) - 1
         self.horizon = int(np.partition(held, last)[last])
         for post_id in held[held <= self.horizon].tolist():

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from feedmesh.ranking.v1 import ranking_pb2 as pb
 from runtime import members
 from runtime.clock import Clock
-from services.ranking.columns import Ids
 from services.ranking.features import gather
 from services.ranking.formula import Column, score
 from services.ranking.memory import Memory
+from services.ranking.places import Ids
 
 if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub

@@ -26,6 +26,10 @@ Rows = list[tuple[int, int, int]]
 
 PAGED_AUTHORS = 64
 """Authors whose followers are read at once."""
+MOST_FOLLOWERS = 80_000
+"""Followers that are read at once."""
+MOST_LISTED = 10_000
+"""Of one author."""
 
 
 class Place(NamedTuple):
@@ -104,29 +108,30 @@ class Fanout:
     async def push(self, by_author: dict[int, Rows], followers: dict[int, int]) -> None:
         """Pushes authors' posts to all of their followers that have a home timeline.
 
-        Who has few followers (about so many) comes first, so that nobody waits for an author who has many. Then one
-        after the other: posts that come to a list in their order are written behind each other.
+        Who has few followers (about so many) comes first, so that nobody waits for an author who has many. Of those who
+        have many ever more go together: who follows several of them gets their posts in one step.
         """
         places = deque(
             Place(author_id, 0, max(1, followers[author_id]))
             for author_id in sorted(by_author, key=lambda author_id: followers[author_id])
         )
-        pages = await self._pages(places)
+        room = FOLLOWERS_PAGE
+        pages = await self._pages(places, room)
         while pages:
+            room = min(2 * room, MOST_FOLLOWERS)
             pushes = [(follower_ids, by_author[author_id]) for author_id, follower_ids in pages]
             metrics.DELIVERIES_TRIED.inc(sum(len(follower_ids) * len(rows) for follower_ids, rows in pushes))
             # The next followers are read while these are pushed to.
-            found, pages = await together(self.timelines.push("home", pushes), self._pages(places))
+            found, pages = await together(self.timelines.push("home", pushes), self._pages(places, room))
             metrics.DELIVERIES.inc(found)
 
-    async def _pages(self, places: deque[Place]) -> list[tuple[int, Ids]]:
-        """The next followers, some thousands of the first authors; `places` goes on."""
+    async def _pages(self, places: deque[Place], room: int) -> list[tuple[int, Ids]]:
+        """The next followers, about `room` of the first authors; `places` goes on."""
         asked: list[Place] = []
         request = graph_pb2.BatchListFollowerIdsRequest()
-        room = FOLLOWERS_PAGE
         while places and room and len(asked) < PAGED_AUTHORS:
             asked.append(place := places.popleft())
-            limit = min(place.left, room)
+            limit = min(place.left, room, MOST_LISTED)
             room -= limit
             request.items.add(user_id=place.author_id, before_follow_id=place.before, limit=limit)
         if not asked:

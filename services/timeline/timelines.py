@@ -25,6 +25,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -46,6 +47,8 @@ SLACK = 100
 """How many more it may hold before it is trimmed, so that not every push trims."""
 AUTHOR_TTL_S = 86_400
 """How long an author timeline lives that nobody reads."""
+PUSH_CALLS = 20
+"""Calls of one round trip."""
 PUSH_KEYS = 500
 MERGE_KEYS = 50
 """Lists of one call: it holds the server up for 2 ms, or 30 ms."""
@@ -219,20 +222,23 @@ class Timelines:
     async def push(self, kind: Kind, pushes: Sequence[tuple[Sequence[int] | Ids, Rows]]) -> int:
         """Adds rows (at most 100 a push) to those of the users' lists that are there. How many rows found a list.
 
-        All pushes go together, in one round trip: at most 10,000 users in all.
+        All pushes go together: what one list gets of several is added in one step.
         """
-        commands, calls = push_commands(kind, pushes, bulk(self.cap) + bulk(self.slack))
-        return sum(await self._with_functions(lambda: self._exchange(commands, calls))) if calls else 0
+        calls = push_commands(kind, pushes, bulk(self.cap) + bulk(self.slack))
+        found = 0
+        for at in range(0, len(calls), PUSH_CALLS):
+            found += sum(await self._with_functions(partial(self._exchange, calls[at : at + PUSH_CALLS])))
+        return found
 
-    async def _exchange(self, commands: bytes, answers: int) -> list[Any]:
-        """Sends commands that are packed already and reads so many answers; raises the first that is an error."""
+    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
+        """Sends commands that are packed already and reads their answers; raises the first that is an error."""
         pool = self.client.connection_pool
         connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]
 
         async def exchange() -> list[Any]:
             await connection.send_packed_command(commands)
             found: list[Any] = []
-            for _ in range(answers):
+            for _ in commands:
                 try:
                     found.append(await connection.read_response())
                 except ResponseError as error:
@@ -327,44 +333,63 @@ def bulk(word: bytes | int) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(word), word)
 
 
-def push_commands(kind: Kind, pushes: Sequence[tuple[Sequence[int] | Ids, Rows]], limits: bytes) -> tuple[bytes, int]:
-    """The calls of `push` for all pushes, in the protocol of Redis, and how many they are.
+def push_commands(kind: Kind, pushes: Sequence[tuple[Sequence[int] | Ids, Rows]], limits: bytes) -> list[bytes]:
+    """The calls of `push` for all pushes, in the protocol of Redis.
 
     By hand, as a client takes 1.5 µs a key, half of what Redis itself takes for it.
     """
-    to = [np.asarray(user_ids, dtype=np.int64) for user_ids, _ in pushes]
-    user_ids = np.concatenate([EMPTY[:, 0], *to])
-    if not len(user_ids):
-        return b"", 0
-    pushed = np.repeat(np.arange(len(to)), [len(each) for each in to])
-    order = np.lexsort((pushed, user_ids % BUCKETS))
-    user_ids, pushed = user_ids[order], pushed[order]
-    # No call spans buckets, as no command spans slots; and within a call what belongs to one push is together.
-    buckets, places = user_ids % BUCKETS, np.arange(len(user_ids))
+    user_ids, sets, packed = by_user(pushes)
+    buckets = user_ids % BUCKETS
+    order = np.lexsort((sets, buckets))
+    user_ids, sets, buckets = user_ids[order], sets[order], buckets[order]
+    # No call spans buckets, as no command spans slots; and within a call who gets the same is together.
+    places = np.arange(len(user_ids))
     call_of = buckets * len(user_ids) + (places - np.searchsorted(buckets, buckets)) // PUSH_KEYS
-    begins = np.flatnonzero(np.diff(call_of, prepend=-1) | np.diff(pushed, prepend=-1))
+    begins = np.flatnonzero(np.diff(call_of, prepend=-1) | np.diff(sets, prepend=-1))
     runs = zip(
         call_of[begins].tolist(),
-        pushed[begins].tolist(),
+        sets[begins].tolist(),
         begins.tolist(),
         [*begins[1:].tolist(), len(user_ids)],
         strict=True,
     )
     keys = packed_keys(kind, user_ids)
     text, length = keys.tobytes(), keys.shape[1]
-    packed = [bulk(oldest_first(rows)) for _, rows in pushes]
     name = bulk(b"FCALL") + bulk(f"push_{VERSION}".encode())
-    commands: list[bytes] = []
-    calls = 0
+    calls = []
     for _, together in groupby(runs, key=itemgetter(0)):
         some = list(together)
         begin, end = some[0][2], some[-1][3]
-        commands += (b"*%d\r\n" % (end - begin + 2 * len(some) + 5), name, bulk(end - begin))
-        commands += (text[begin * length : end * length], limits)
-        for _, push, first, last in some:
-            commands += (bulk(last - first), packed[push])
-        calls += 1
-    return b"".join(commands), calls
+        call = [b"*%d\r\n" % (end - begin + 2 * len(some) + 5), name, bulk(end - begin)]
+        call += (text[begin * length : end * length], limits)
+        for _, its, first, last in some:
+            call += (bulk(last - first), packed[its])
+        calls.append(b"".join(call))
+    return calls
+
+
+def by_user(pushes: Sequence[tuple[Sequence[int] | Ids, Rows]]) -> tuple[Ids, Ids, list[bytes]]:
+    """Who gets what: the users, each once; for each the place of what they get among the third, which is packed."""
+    to = [np.asarray(user_ids, dtype=np.int64) for user_ids, _ in pushes]
+    user_ids = np.concatenate([EMPTY[:, 0], *to])
+    pushed = np.repeat(np.arange(len(to)), [len(each) for each in to])
+    order = np.lexsort((pushed, user_ids))
+    user_ids, pushed = user_ids[order], pushed[order]
+    begins = np.flatnonzero(np.diff(user_ids, prepend=-1))
+    ends = np.append(begins[1:], len(user_ids))
+    packed = [bulk(oldest_first(rows)) for _, rows in pushes]
+    sets = pushed[begins]
+    # Who gets several pushes is named once, with the rows of all of them.
+    known: dict[bytes, int] = {}
+    for at in np.flatnonzero(ends - begins > 1).tolist():
+        several = pushed[begins[at] : ends[at]]
+        place = known.get(several.tobytes())
+        if place is None:
+            place = known[several.tobytes()] = len(packed)
+            rows = np.concatenate([np.asarray(pushes[each][1], dtype=np.int64).reshape(-1, 3) for each in several])
+            packed.append(bulk(oldest_first(rows)))
+        sets[at] = place
+    return user_ids[begins], sets, packed
 
 
 def packed_keys(kind: Kind, user_ids: Ids) -> npt.NDArray[np.uint8]:
