@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from gateway import metrics, problems
 from gateway.exchange import (
+    CLIENT,
     Answer,
     Body,
     ClientGone,
@@ -45,8 +46,6 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 ANY_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 JSON_HEADERS = [(b"content-type", b"application/json"), *ANY_HEADERS]
 LINES_HEADERS = [(b"content-type", LINES.encode()), *ANY_HEADERS]
-BREAK_OFF = "feedmesh.break_off"
-"""The ASGI extension by which the server closes a connection in the middle of an answer: {"close": a function}."""
 
 
 class App:
@@ -84,16 +83,16 @@ class App:
             template, answer = await self._answer(request, send)
             status = answer.status
             if isinstance(answer, Answer):
-                answer = Answer(status, answer.body, [*answer.headers, (b"x-request-id", request.id.encode())])
-                await respond(send, answer, request.body, head=request.is_head)
+                await respond(send, answer, request)
             elif not answer.whole:
                 await break_off(request)
         except ClientGone:
             log.debug("the client left")
         finally:
             label = request.method if request.method in METHODS else "OTHER"
-            metrics.REQUESTS.labels(template, label, status).inc()
-            metrics.SECONDS.labels(template, label).observe(time.perf_counter() - begun)
+            requests, seconds = metrics.answered(template, label, status)
+            requests.inc()
+            seconds.observe(time.perf_counter() - begun)
 
     async def _answer(self, request: Request, send: Send) -> tuple[str, Answer | Sent]:
         """The route's template and the answer."""
@@ -138,10 +137,10 @@ class App:
                 await request.body.skip()
             message = route.transcoder(path, request.query, request.all_headers, content)
             if route.streams:
-                return await unless_gone(self._stream(route, call, message, request, send), request.receive)
+                return await unless_gone(self._stream(route, call, message, request, send), request.client)
             under_way = call(message)
             # Only reads end with their client: whether a write that is cut off took effect, nobody could tell.
-            response = await (unless_gone(under_way, request.receive) if route.is_read else under_way)
+            response = await (unless_gone(under_way, request.client) if route.is_read else under_way)
             headers = [*JSON_HEADERS, *route.encoder.header_values(response)]
             return Answer(route.status, route.encoder(response), headers)
         finally:
@@ -196,6 +195,7 @@ def severity(error: Error) -> int:
 def incoming(scope: Scope, receive: Receive) -> Request:
     """The request that an ASGI server hands over."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
+    client = scope.get("extensions", {}).get(CLIENT, {}).get("client")
     return Request(
         id=own_or_new_id(headers.get(b"x-request-id")),
         method=scope["method"],
@@ -203,9 +203,9 @@ def incoming(scope: Scope, receive: Receive) -> Request:
         query=scope["query_string"],
         headers=headers,
         all_headers=scope["headers"],
-        body=Body(receive, headers),
+        body=Body(receive, headers, client),
         receive=receive,
-        break_off=scope.get("extensions", {}).get(BREAK_OFF, {}).get("close"),
+        client=client,
     )
 
 

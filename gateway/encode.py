@@ -65,8 +65,7 @@ class Encoder:
         sent = []
         for field, header in self.headers.items():
             value = getattr(response, field)
-            text = value if isinstance(value, str) else ", ".join(value)
-            if text:
+            if value and (text := value if isinstance(value, str) else ", ".join(value)):
                 # Names of parts, from a service: whatever else it were must not break the header.
                 sent.append((header.lower().encode(), re.sub(r"[^\x20-\x7e]", "?", text).encode()))
         return sent
@@ -95,7 +94,9 @@ def assembled(response: Descriptor, leaves: list[Descriptor]) -> ToJson:
     for field in body_fields(response):
         if field.message_type is not None and field.message_type.full_name != TIMESTAMP:
             closed = field.message_type in leaves
-            names[function(field.message_type)] = known(field.message_type) if closed else compiled(field.message_type)
+            names[function(field.message_type)] = (
+                Known(field.message_type).__getitem__ if closed else compiled(field.message_type)
+            )
     exec(definition(response, names), names)  # noqa: S102 - as above
     to_json: ToJson = names[function(response)]
     return to_json
@@ -107,20 +108,26 @@ def listed(response: Descriptor) -> list[Descriptor]:
     return [each for each in types if each is not None and not each.file.package.startswith("google.")]
 
 
-def known(message: Descriptor) -> Callable[[bytes], orjson.Fragment]:
-    """The function from a message's bytes to its JSON; that of the latest messages is known without parsing them."""
-    parse: Any = GetMessageClass(message).FromString
-    to_json = compiled(message)
+class Known(dict[bytes, orjson.Fragment]):
+    """JSON by a message's bytes. What was not asked for while half of `KNOWN` others came is forgotten.
 
-    def encode(content: bytes) -> orjson.Fragment:
-        return orjson.Fragment(orjson.dumps(to_json(parse(content))))
+    A dict, because a look into it runs no Python where the bytes are known.
+    """
 
-    remembered = lru_cache(KNOWN)(encode)
+    def __init__(self, message: Descriptor) -> None:
+        super().__init__()
+        self._parse: Any = GetMessageClass(message).FromString
+        self._to_json = compiled(message)
+        self._before: dict[bytes, orjson.Fragment] = {}
 
-    def look_up(content: bytes) -> orjson.Fragment:
-        return remembered(content) if len(content) <= MAX_KNOWN_BYTES else encode(content)
-
-    return look_up
+    def __missing__(self, content: bytes) -> orjson.Fragment:
+        json = self._before.get(content) or orjson.Fragment(orjson.dumps(self._to_json(self._parse(content))))
+        if len(content) <= MAX_KNOWN_BYTES:
+            if len(self) >= KNOWN // 2:
+                self._before = self.copy()
+                self.clear()
+            self[content] = json
+        return json
 
 
 def definition(message: Descriptor, names: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from runtime.errors import Error
 
@@ -18,10 +18,26 @@ MAX_BODY_BYTES = 2**20
 MAX_DRAINED_BYTES = 8 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
-WATCH_AFTER_S = 0.25
-"""From when on a read notices that its client left: most have answered by then and never pay for watching."""
+CLIENT = "feedmesh.client"
+"""The ASGI extension by which gateway/server.py hands a `Client` over: {"client": the client}."""
 
 T = TypeVar("T")
+
+
+class Client(Protocol):
+    """What the server knows of the one who sent a request, and ASGI has no word for."""
+
+    disconnected: bool
+    """Whether they have left."""
+    ends_request: bool
+    """Whether the task that answers the request is cancelled when they leave."""
+
+    @property
+    def more_body(self) -> bool:
+        """Whether some of the body of the request that is being answered is still to come."""
+
+    def break_off(self) -> None:
+        """Closes the connection in the middle of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ class Sent:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """A request's head, and its body to come. Of a repeated header, `headers` holds the last."""
 
@@ -54,8 +70,8 @@ class Request:
     all_headers: list[tuple[bytes, bytes]]
     body: Body
     receive: Receive
-    break_off: Callable[[], None] | None
-    """Closes the connection in the middle of an answer; None where the server cannot (it is not gateway/server.py)."""
+    client: Client | None
+    """None where the server is not gateway/server.py."""
 
     @property
     def is_head(self) -> bool:
@@ -70,14 +86,15 @@ class ClientGone(Exception):
 class Body:
     """A request's body as it arrives. `done` when nothing of it is still to come."""
 
-    def __init__(self, receive: Receive, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, receive: Receive, headers: dict[bytes, bytes], client: Client | None) -> None:
         self._receive = receive
+        self._client = client
         self._expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self._length = int(headers[b"content-length"]) if b"content-length" in headers else None
         self._seen = 0
-        self._until = asyncio.get_running_loop().time() + DRAIN_S
         self._late = False
         self.done = b"transfer-encoding" not in headers and not self._length
+        self._until = 0.0 if self.done else asyncio.get_running_loop().time() + DRAIN_S
 
     @property
     def cheap(self) -> bool:
@@ -89,16 +106,21 @@ class Body:
         """All of it, within `timeout_s`. Raises Error (BODY_TOO_LARGE above 1 MiB) or ClientGone."""
         if self._length is not None and self._length > MAX_BODY_BYTES:
             raise too_large(MAX_BODY_BYTES)
-        content = bytearray()
+        if self._client is not None and not self._client.more_body:
+            return await self._all()  # without a wait that would need a bound
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.done:
-                    content += await self._next()
-                    if self._seen > MAX_BODY_BYTES:
-                        raise too_large(MAX_BODY_BYTES)
+                return await self._all()
         except TimeoutError:
             self._late = True
             raise too_late() from None
+
+    async def _all(self) -> bytes:
+        content = bytearray()
+        while not self.done:
+            content += await self._next()
+            if self._seen > MAX_BODY_BYTES:
+                raise too_large(MAX_BODY_BYTES)
         return bytes(content)
 
     async def skip(self) -> None:
@@ -137,22 +159,24 @@ def too_late() -> Error:
     return Error("REQUEST_TIMEOUT", "the body did not arrive in time")
 
 
-async def respond(send: Send, answer: Answer, body: Body, *, head: bool) -> None:
+async def respond(send: Send, answer: Answer, request: Request) -> None:
     """Sends the answer and sees to what is left of the request's body.
 
-    `head` leaves the answer's body out, its length stated. A body still to come is drained first where that is cheap.
-    Otherwise the answer goes out at once (a client may be waiting for it before it sends on) and the connection closes
-    once the rest has been drained: closing with bytes unread would reset it, and the client would never see the answer.
+    HEAD gets the answer without its body, whose length is stated. A body still to come is drained first where that is
+    cheap. Otherwise the answer goes out at once (a client may be waiting for it before it sends on) and the connection
+    closes once the rest has been drained: closing with bytes unread would reset it, and the client would never see the
+    answer.
     """
+    body = request.body
     if not body.done and body.cheap:
         await body.drain()
-    headers = list(answer.headers)
+    headers = [*answer.headers, (b"x-request-id", request.id.encode())]
     if answer.status != 204:
-        headers.append((b"content-length", str(len(answer.body)).encode()))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     if not body.done:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    content = b"" if head else answer.body
+    content = b"" if request.is_head else answer.body
     if not body.done:
         await send({"type": "http.response.body", "body": content, "more_body": True})
         await body.drain()
@@ -165,42 +189,34 @@ async def break_off(request: Request) -> None:
 
     Returns when it has closed. The server bounds how long what was sent before may take to get there.
     """
-    if request.break_off is not None:
-        request.break_off()
+    if request.client is not None:
+        request.client.break_off()
         await disconnected(request.receive)
 
 
-async def unless_gone(call: Awaitable[T], receive: Receive) -> T:
-    """The call's result. Cancels it and raises ClientGone when the client leaves first. The body has been read."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None  # a coroutine always runs in one
-    watcher: asyncio.Task[None] | None = None
-    running, gone = True, False
-
-    def watch() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(disconnected(receive))
-        watcher.add_done_callback(leave)
-
-    def leave(watched: asyncio.Task[None]) -> None:
-        nonlocal gone
-        if running and not watched.cancelled():
-            gone = True
-            task.cancel()
-
-    timer = loop.call_later(WATCH_AFTER_S, watch)
+async def unless_gone(call: Awaitable[T], client: Client | None) -> T:
+    """The call's result. Cancels it and raises ClientGone when the client leaves first."""
+    if client is None:
+        return await call
+    client.ends_request = True
+    if client.disconnected:
+        own_task().cancel()
     try:
         return await call
     except asyncio.CancelledError:
-        if not gone:
+        if not client.disconnected:
             raise
-        task.uncancel()
+        own_task().uncancel()
         raise ClientGone from None
     finally:
-        running = False
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
+        client.ends_request = False
+
+
+def own_task() -> asyncio.Task[Any]:
+    """The task that runs this."""
+    task = asyncio.current_task()
+    assert task is not None  # a coroutine always runs in one
+    return task
 
 
 async def disconnected(receive: Receive) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -57,7 +58,7 @@ class Route:
     transcoder: Transcoder
     encoder: Encoder
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether the answer is a stream."""
         return self.rpc.server_streaming
@@ -82,7 +83,7 @@ class Route:
         )
         return call
 
-    @property
+    @cached_property
     def is_read(self) -> bool:
         """Whether it changes nothing, so that a call nobody waits for may be cancelled."""
         return self.method == "GET"
@@ -173,8 +174,11 @@ class Table:
     def find(self, raw_path: bytes) -> tuple[str, dict[str, Any], dict[str, str]] | None:
         """Template, targets by method and path parameters; None for no such path. The path is as it came, encoded."""
         try:
-            # Decoded segment by segment: an encoded slash is part of its segment.
-            parts = tuple(unquote_to_bytes(part).decode() for part in raw_path.split(b"/")[1:])
+            if b"%" in raw_path:
+                # Decoded segment by segment: an encoded slash is part of its segment.
+                parts = tuple(unquote_to_bytes(part).decode() for part in raw_path.split(b"/")[1:])
+            else:
+                parts = segments(raw_path.decode())
         except UnicodeDecodeError:
             return None
         if found := self._fixed.get(parts):

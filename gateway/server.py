@@ -8,12 +8,14 @@ import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.app import BREAK_OFF, App
+from gateway.app import App
+from gateway.exchange import CLIENT
 from runtime import config
 
 log = logging.getLogger(__name__)
@@ -39,44 +41,86 @@ class HeadTooLarge(Exception):
     """Ends the parsing of a request; uvicorn answers 400 and closes."""
 
 
-class Corked:
-    """A transport that sends what is written in one turn of the event loop together.
+class Exchange(RequestResponseCycle):
+    """A request and its answer: uvicorn's, but for how the answer is written.
 
-    uvicorn writes head and body of an answer one after the other: that would be two system calls.
+    uvicorn writes head and body one after the other, and looks into every header. Here what is sent in one turn of the
+    event loop goes out together (each write is a system call), and the app's headers are taken as they are.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
+    def __init__(self, protocol: BoundedProtocol, *, keep_alive: bool) -> None:
+        super().__init__(
+            scope=protocol.scope,
+            transport=protocol.transport,
+            flow=protocol.flow,
+            logger=protocol.logger,
+            access_logger=protocol.access_logger,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=protocol.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=protocol.on_response_complete,
+        )
+        self._loop = protocol.loop
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._is_due = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    async def send(self, message: Any) -> None:
+        """A part of the answer, as ASGI has it: its head, then pieces of its body."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            self._begin(message["status"], message["headers"])
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self.chunked_encoding:
+            if body:
+                self._hold(b"%x\r\n%b\r\n" % (len(body), body))
+            if not more:
+                self._hold(b"0\r\n\r\n")
+        elif self.scope["method"] != "HEAD":
+            self._hold(body)
+        if not more:
+            self.flush()
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+        elif self._held_bytes > MAX_HELD_BYTES:
+            self.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self.flush)
 
-    def write(self, data: bytes) -> None:
-        """Holds data until the end of this turn, unless it is much."""
-        if not self._held:
-            self._loop.call_soon(self._send)
+    def flush(self) -> None:
+        """Writes what is held."""
+        data, self._held, self._held_bytes, self._is_due = b"".join(self._held), [], 0, False
+        # The client may have left since, or the connection been cut.
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        names = {name for name, _ in headers}
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if b"connection" in names:  # the app has nothing to say of it but "close"
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        if b"content-length" not in names and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        self._hold(b"%b%b\r\n" % (STATUS_LINE[status], b"".join(lines)))
+
+    def _hold(self, data: bytes) -> None:
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > MAX_HELD_BYTES:
-            self._send()
-
-    def close(self) -> None:
-        """Sends what is held, and closes once it has gone out."""
-        self._send()
-        self._transport.close()
-
-    def get_write_buffer_size(self) -> int:
-        """What waits to be taken, in bytes."""
-        return self._held_bytes + self._transport.get_write_buffer_size()
-
-    def _send(self) -> None:
-        data, self._held, self._held_bytes = b"".join(self._held), [], 0
-        # The client may have left since, or the connection been cut.
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -90,26 +134,40 @@ class BoundedProtocol(HttpToolsProtocol):
     _untaken_bytes = 0
     _taking: asyncio.TimerHandle | None = None
     _is_upgrade = False
+    _is_in_head = False
+    _idle_since_s = 0.0
+    _served: Exchange | None = None
+    # What gateway/exchange.py calls a Client.
+    disconnected = False
+    ends_request = False
+    _task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request must come."""
-        corked: Any = Corked(transport, self.loop)
-        super().connection_made(corked)
+        super().connection_made(transport)
+        self._extensions = {CLIENT: {"client": self}}
         self._timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._head_came()
         self._taken()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self.disconnected = True
+        if self._served is not None and not self._served.response_complete:
+            self._served.disconnected = True  # uvicorn tells the last that came, which may be another
+            self._served.message_event.set()
+        if self.ends_request and self._task is not None:
+            self._task.cancel()
 
     def on_message_begin(self) -> None:
-        """A request begins. Between requests uvicorn's own keep-alive timer runs."""
+        """A request begins."""
         self._head_bytes = 0
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_S, self._give_up)
-        super().on_message_begin()
-        self.scope["extensions"] = {BREAK_OFF: {"close": self.break_off}}
+        self._is_in_head = True
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client.
@@ -117,11 +175,10 @@ class BoundedProtocol(HttpToolsProtocol):
         A request to upgrade is declined by reading it as if it had not asked. httptools takes all that follows such a
         head for the other protocol, so that the body would be lost; Java's client asks for h2c by default.
         """
-        self._unset_keepalive_if_required()
         while data:
             try:
                 self.parser.feed_data(data)
-                return
+                break
             except httptools.HttpParserUpgrade as upgrade:
                 if self.parser.get_method() == b"CONNECT":  # asks for a tunnel, whatever its headers
                     self.send_400_response("This is no proxy.")
@@ -133,13 +190,74 @@ class BoundedProtocol(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self.send_400_response("Invalid HTTP request received.")
                 return
+        # Most heads come as a whole, and need no timer.
+        if self._is_in_head and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def on_headers_complete(self) -> None:
         """A request's head is here."""
         self._is_upgrade = self.parser.should_upgrade()
-        if not self._is_upgrade:
-            self._head_came()
-            super().on_headers_complete()
+        if self._is_upgrade:
+            return
+        self._head_came()
+        url = httptools.parse_url(self.url)
+        version = self.parser.get_http_version()
+        path = url.path.decode("ascii")
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "extensions": self._extensions,
+        }
+        self.scope = scope
+        before, exchange = self.cycle, Exchange(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        self.cycle = exchange
+        if before is None or before.response_complete:
+            self._start_asgi_task(exchange, self.app)
+        else:  # requests that were sent on without waiting are answered one after the other
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._served = cycle
+        self._task = task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def on_response_complete(self) -> None:
+        """A request is answered: the next of those that are here, or the wait for one."""
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._wait_for_more(self.timeout_keep_alive)
+
+    def _wait_for_more(self, within_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(within_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes a connection that was idle for long. Set once and not for each request, as a timer costs too much."""
+        self.timeout_keep_alive_task = None
+        if self._is_in_head or not self.cycle.response_complete:
+            return  # set again with the next answer
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._wait_for_more(left_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def on_message_complete(self) -> None:
         """A request's body is here."""
@@ -157,6 +275,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _head_came(self) -> None:
+        self._is_in_head = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -178,8 +297,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._taken()
         super().resume_writing()
 
+    @property
+    def more_body(self) -> bool:
+        """Whether some of the body of the request that is being answered is still to come."""
+        return self._served is None or self._served.more_body
+
     def break_off(self) -> None:
         """Closes the connection though the answer is not whole; what was sent before it may still get there."""
+        if self._served is not None:
+            self._served.flush()
         self.transport.close()
         self.loop.call_later(TAKE_S, self.transport.abort)
 
@@ -202,18 +328,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request line."""
-        self._count(len(url))
-        super().on_url(url)
+        self._head_bytes += len(url)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header or trailer."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
+        self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
             raise HeadTooLarge
+        super().on_header(name, value)
 
 
 class Server(uvicorn.Server):

@@ -84,15 +84,16 @@ class Transcoder:
         for field, header in self.headers.items():
             read_header(headers, header, field, given, wrong)
         message = self._class(**given)
+        broken = violations(message)
+        if not wrong and not broken:
+            return message
         reported = {field for field, _ in wrong}
-        for violation in violations(message):
+        for violation in broken:
             field = self.headers.get(violation.field, violation.field)
             if field not in reported:
                 absent = violation.field not in given and violation in self._missing
                 wrong.append(Violation(field, "is required" if absent else violation.detail))
-        if wrong:
-            raise InvalidArgument(*wrong)
-        return message
+        raise InvalidArgument(*wrong)
 
     def _read_query(self, query: bytes, given: dict[str, Any], wrong: Wrong) -> None:
         seen = set()
@@ -101,7 +102,8 @@ class Transcoder:
                 return
             if not pair:
                 continue
-            name, value = (decoded(part) for part in pair.partition(b"=")[::2])
+            before, _, after = pair.partition(b"=")
+            name, value = decoded(before), decoded(after)
             if name is None or value is None:
                 wrong.append(Violation(name[:MAX_NAME] if name else "query", "is not UTF-8"))
             elif name in seen:
@@ -127,8 +129,10 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def decoded(text: bytes) -> str | None:
     """A query's name or value without its percent-encoding; None when it is not UTF-8."""
+    if b"%" in text or b"+" in text:
+        text = unquote_to_bytes(text.replace(b"+", b" "))
     try:
-        return unquote_to_bytes(text.replace(b"+", b" ")).decode()
+        return text.decode()
     except UnicodeDecodeError:
         return None
 

@@ -576,6 +576,36 @@ async def test_a_read_ends_with_its_client(running: Running) -> None:
     assert 'status="499"' in (await running.http.get("/metrics")).text
 
 
+async def test_a_read_ends_with_its_client_though_another_request_was_sent_on(running: Running) -> None:
+    async def slow(request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    running.mesh.feed = slow
+    _, writer = await asyncio.open_connection(*running.address)
+    writer.write(2 * b"GET /feed?user_id=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await running.until(lambda: len(running.mesh.asked) == 1)
+    writer.close()
+    await running.until(lambda: running.mesh.cancelled == 1)
+    assert len(running.mesh.asked) == 1
+
+
+async def test_an_idle_connection_is_closed_and_one_in_use_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.KEEP_ALIVE_S", 1)
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with gateway() as running, asyncio.timeout(BOUND_S):
+        reader, writer = await asyncio.open_connection(*running.address)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.5:
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await reader.readexactly(len(b'{"alive":true}'))
+            await asyncio.sleep(0.1)
+        idle = time.monotonic()
+        assert await reader.read() == b""
+        assert 0.7 < time.monotonic() - idle < 5
+        writer.close()
+
+
 async def test_a_write_runs_to_its_end(running: Running) -> None:
     going = asyncio.Event()
 

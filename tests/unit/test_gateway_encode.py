@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
-from gateway.encode import MAX_KNOWN_BYTES, Encoder, choice, compiled, enum_names, timestamp
+from gateway.encode import MAX_KNOWN_BYTES, Encoder, Known, choice, compiled, enum_names, timestamp
 
 text = st.text(st.characters(codec="utf-8"), max_size=40)
 ids = st.integers(0, 2**63 - 1)
@@ -92,6 +92,21 @@ def test_what_a_response_lists_is_the_same_when_it_was_seen_before_and_when_it_i
     posts = [post_pb2.Post(post_id=1, content="a"), post_pb2.Post(post_id=2, content="b" * (MAX_KNOWN_BYTES + 1))]
     feed = timeline_pb2.GetFeedResponse(posts=[*posts, *posts])
     assert written(feed) == written(feed) == proto_json(feed)
+
+
+def test_what_was_not_asked_for_lately_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.encode.KNOWN", 8)
+    known = Known(post_pb2.Post.DESCRIPTOR)
+    contents = [post_pb2.Post(post_id=number).SerializeToString() for number in range(1, 100)]
+    first = known[contents[0]]
+    for content in contents[1:]:
+        assert known[content] is known[content]
+        assert known[contents[0]] is first
+        assert len(known) <= 4
+    assert orjson.loads(orjson.dumps(known[contents[50]]))["post_id"] == 51
+    for content in contents[1:]:
+        assert known[content]
+    assert known[contents[0]] is not first
 
 
 @given(feeds)

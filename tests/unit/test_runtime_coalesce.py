@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -128,6 +130,57 @@ async def test_each_has_its_own_deadline_and_the_batch_the_latest(batches: Batch
     assert request_id == "request-1"
     assert deadline is not None
     assert deadline > time.monotonic() + 50
+
+
+async def within(call: Coalescer[int, int], item: int, seconds: float) -> int:
+    context.deadline.set(time.monotonic() + seconds)
+    return await call(item)
+
+
+async def test_deadlines_are_kept_in_whatever_order_they_come(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=2, in_flight=1)
+    batches.gate.clear()
+    begun = time.monotonic()
+
+    async def until_late(item: int, seconds: float) -> None:
+        with pytest.raises(errors.Unavailable, match="deadline"):
+            await within(call, item, seconds)
+        assert seconds - 0.001 <= time.monotonic() - begun < seconds + 2
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(until_late(item, seconds) for item, seconds in enumerate((0.3, 0.1, 0.2, 0.1, -1.0))))
+    batches.gate.set()
+    assert await within(call, 5, 60) == 50
+
+
+async def test_a_batch_whose_members_are_all_late_is_cancelled(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=2, in_flight=1)
+    batches.gate.clear()
+    late = [asyncio.create_task(within(call, item, 0.05 * item)) for item in (1, 2)]
+    await batches.until(1)
+    next_one = asyncio.create_task(within(call, 3, 60))
+    await batches.until(2)
+    assert all(isinstance(each, errors.Unavailable) for each in await asyncio.gather(*late, return_exceptions=True))
+    batches.gate.set()
+    assert await next_one == 30
+
+
+async def test_what_has_been_handed_out_is_not_kept(batches: Batches) -> None:
+    class Result:
+        pass
+
+    async def send(items: Sequence[int]) -> list[Result]:
+        return [Result() for _ in items]
+
+    call = Coalescer("test", send, max_weight=8)
+    gc.collect()
+    gc.disable()
+    try:
+        results = [weakref.ref(each) for each in await asyncio.gather(*map(call, range(3)))]
+        await asyncio.sleep(0)
+        assert [each() for each in results] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_too_many_that_wait_are_refused(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
