@@ -42,6 +42,8 @@ settings, from the environment:
   FEEDMESH_REDIS_URL      a Redis (7 or later) or Valkey of yours instead of the embedded one, for this mesh alone:
                           redis://, rediss:// or unix://; nothing in it has to be kept
   FEEDMESH_LOG_LEVEL      {", ".join(settings.LEVELS)} (default info)
+  FEEDMESH_REPLICAS_NAME  how many to run of the process NAME, 1 to {settings.MAX_REPLICAS} (default 1); TIMELINE_FANOUT
+                          is timeline-fanout. Further gateways listen on the ports after the first one's
 """
 EPILOG = """\
 Ctrl-C (SIGINT), SIGTERM and SIGHUP stop it in order: the gateway, the services, the workers, the stores, each given
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None, mesh: Mesh = FEEDMESH) -> int:
     with ExitStack() as stack:
         try:
             chosen = settings.read(os.environ, mesh)
-            _claim(chosen, stack)
+            _claim(chosen, mesh, stack)
             screen = Screen(sys.stdout.fileno(), raw=arguments.json, level=chosen.log_level)
             stack.callback(screen.close)
             return asyncio.run(_serve(chosen, mesh, screen))
@@ -90,16 +92,17 @@ def _arguments(argv: Sequence[str] | None, mesh: Mesh) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _claim(chosen: Settings, stack: ExitStack) -> None:
+def _claim(chosen: Settings, mesh: Mesh, stack: ExitStack) -> None:
     """Takes what the mesh needs from this machine. Raises Refused with every fault found."""
     faults = []
     if sys.platform != "linux":
         faults.append("`python -m launch` needs Linux")
     patience = time.monotonic() + 1.0  # a mesh that was killed a moment ago may still be letting go of it
-    while (fault := settings.port_fault(chosen.http_port)) and time.monotonic() < patience:
-        time.sleep(0.05)
-    if fault:
-        faults.append(f"FEEDMESH_HTTP_PORT: port {chosen.http_port} {fault}")
+    for port in chosen.http_ports(mesh):
+        while (fault := settings.port_fault(port)) and time.monotonic() < patience:
+            time.sleep(0.05)
+        if fault:
+            faults.append(f"FEEDMESH_HTTP_PORT: port {port} {fault}")
     try:
         stack.enter_context(datadir.held(chosen.data_dir))
     except Refused as refused:
@@ -175,9 +178,11 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
 
     dsn_of: Callable[[str], str]
     secret = datadir.cursor_secret(chosen.data_dir)
-    at = settings.allocate(mesh, taken=chosen.http_port)
+    at = settings.allocate(mesh, chosen)
     if chosen.postgres_dsn is None:
-        server = await postgres.prepare(chosen.data_dir, lambda line: screen.line("initdb", line))
+        server = await postgres.prepare(
+            chosen.data_dir, lambda line: screen.line("initdb", line), replicas=max(map(chosen.count, mesh.processes))
+        )
         start(Stage.STORE, server.command())
         any_dsn, dsn_of = server.dsn(), server.dsn
         await _unless_one_ends(children, postgres.accepting(any_dsn))
@@ -196,14 +201,14 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
 
     for process in mesh.processes:
         dsn = dsns.get(process.database or "", "")
-        own = settings.told(process, chosen, at, dsn=dsn, redis=redis, secret=secret)
-        start(
-            process.stage, Command(process.name, (sys.executable, *process.argv), settings.environment(os.environ, own))
-        )
-    await _unless_one_ends(children, _ready(chosen.http_port))
+        for replica, name in enumerate(chosen.names(process)):
+            own = settings.told(process, chosen, at, dsn=dsn, redis=redis, secret=secret, replica=replica)
+            start(process.stage, Command(name, (sys.executable, *process.argv), settings.environment(os.environ, own)))
+    for port in chosen.http_ports(mesh):
+        await _unless_one_ends(children, _ready(port))
     for _, child in children:
         child.settled = True
-    _announce(chosen, at, any_dsn, redis, screen)
+    _announce(chosen, mesh, at, any_dsn, redis, screen)
     await asyncio.wait({child.task for _, child in children})  # not gather: cancelling that would cancel them
 
 
@@ -275,12 +280,13 @@ async def _readyz(port: int) -> str:
     return " ".join(answer.decode(errors="replace").split())[:500]
 
 
-def _announce(chosen: Settings, at: Addresses, dsn: str, redis: str, screen: Screen) -> None:
+def _announce(chosen: Settings, mesh: Mesh, at: Addresses, dsn: str, redis: str, screen: Screen) -> None:
     url = f"http://{HOST}:{chosen.http_port}"
     screen.plain(f"feedmesh is ready on {url}")
     lines = [
         f"  start at   {url}/",
         f"  API        {url}/docs",
+        *(f"  gateway    http://{HOST}:{port}" for port in chosen.http_ports(mesh)[1:]),
         f"  data       {chosen.data_dir}",
         # Those of the user's may hold a password.
         *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),

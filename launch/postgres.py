@@ -37,6 +37,7 @@ from launch.supervise import Command, run, start_leashed
 
 USER = "postgres"
 START_SECONDS = 60.0  # a crash recovery included
+CONNECTIONS = 200  # of one replica of everything: twice what its pools can hold
 ORPHAN_SECONDS = 5.0  # for the backends of a postmaster that is gone
 ORPHAN_POSTMASTER_SECONDS = 30.0  # for a postmaster whose launcher is gone: it writes a checkpoint
 
@@ -50,6 +51,7 @@ class Server:
     socket: Path
     identity: str
     durable: bool
+    max_connections: int
 
     def dsn(self, database: str = "postgres") -> str:
         """The connection string of one of its databases."""
@@ -62,7 +64,7 @@ class Server:
             "port": "5432",
             "unix_socket_directories": str(self.socket),
             "unix_socket_permissions": "0700",
-            "max_connections": "200",
+            "max_connections": str(self.max_connections),
             "shared_buffers": "128MB",
             "jit": "off",
             "log_destination": "stderr",
@@ -136,10 +138,11 @@ def _postmaster(pid_file: Path) -> int | None:
         return None
 
 
-async def prepare(data_dir: Path, show: Callable[[str], None], *, durable: bool = True) -> Server:
+async def prepare(data_dir: Path, show: Callable[[str], None], *, durable: bool = True, replicas: int = 1) -> Server:
     """Makes the cluster if there is none, and the socket's directory. Call it while holding the data directory.
 
-    `show` gets the lines of initdb when it fails. Raises Refused with what is wrong.
+    `show` gets the lines of initdb when it fails. It takes as many connections as processes need of which there are so
+    many `replicas` at the most. Raises Refused with what is wrong.
     """
     programs = find_programs()
     cluster = (data_dir / "postgres").resolve()
@@ -153,7 +156,7 @@ async def prepare(data_dir: Path, show: Callable[[str], None], *, durable: bool 
         _give(socket, identity)
     except OSError as error:
         raise Refused(f"the Postgres cluster {cluster} cannot be used: {error}") from None
-    return Server(programs, cluster, socket, identity, durable)
+    return Server(programs, cluster, socket, identity, durable, CONNECTIONS * replicas)
 
 
 def find_programs() -> Path:

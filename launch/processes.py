@@ -1,7 +1,7 @@
 """The mesh as data: every process that `make run` starts, what it is told, and the databases. No behaviour.
 
 A process refuses a FEEDMESH_* name it does not know, so each row says exactly what it takes. Adding a process,
-a database or an optional setting is a row or a word here and nothing else.
+a database or an optional setting is a row or a word here and nothing else. Of each row there may be several replicas.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Database:
 
 @dataclass(frozen=True)
 class Process:
-    """One operating-system process: `python <argv>`."""
+    """One operating-system process, or several that are told the same: `python <argv>`."""
 
     name: str  # in the logs, and of its FEEDMESH_<NAME>_TARGET
     argv: tuple[str, ...]
@@ -42,6 +42,11 @@ class Process:
     cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
     config: str = ""  # where these are declared, as module:class
+
+    @property
+    def replicas_setting(self) -> str:
+        """The launcher's setting of how many there are."""
+        return f"FEEDMESH_REPLICAS_{self.name.upper().replace('-', '_')}"
 
 
 @dataclass(frozen=True)

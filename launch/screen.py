@@ -97,8 +97,10 @@ class Screen:
         """Shows a line that the child `name` wrote."""
         if not self._raw:
             self._put(render(name, text, colour=self._colour))
-        elif _record(text) is not None:
-            self._put(text)
+        elif (record := _record(text)) is not None:
+            # Replicas do not know that they have names of their own.
+            own = record.get("process", name) == name
+            self._put(text if own else json.dumps({**record, "process": name}, ensure_ascii=False))
         else:
             self._put(_json("info", name, text))
 

@@ -12,7 +12,7 @@ import random
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from launch.processes import Mesh, Process
 PREFIX = "FEEDMESH_"  # services find theirs in any case, so that is how far it is looked for here too
 HOST = "127.0.0.1"
 MAX_NAME_BYTES = 63  # of a database
+MAX_REPLICAS = 16
 LEVELS = ("debug", "info", "warning", "error")
 OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_REDIS_URL", "FEEDMESH_LOG_LEVEL")
 
@@ -48,6 +49,20 @@ class Settings:
     redis_url: str | None  # likewise
     log_level: str
     passed: Mapping[str, str]  # optional settings of the services, by name
+    replicas: Mapping[str, int] = field(default_factory=dict)  # by process name, where said: see count
+
+    def count(self, process: Process) -> int:
+        """How many replicas of a process there are, from 1 to 16."""
+        return self.replicas.get(process.name, 1)
+
+    def names(self, process: Process) -> list[str]:
+        """What its replicas are called: as the process if it is one, `<name>-1` and so on of several."""
+        count = self.count(process)
+        return [process.name] if count == 1 else [f"{process.name}-{number}" for number in range(1, count + 1)]
+
+    def http_ports(self, mesh: Mesh) -> list[int]:
+        """Where the gateways listen: one on `http_port`, further ones on the ports after it."""
+        return [self.http_port + replica for each in mesh.processes if each.http for replica in range(self.count(each))]
 
 
 def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
@@ -81,6 +96,16 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         )
 
     faults += _wrong(given, mesh)
+    replicas = {}
+    for process in mesh.processes:
+        text = given.get(process.replicas_setting, "1")
+        count = int(text) if re.fullmatch("[0-9]{1,2}", text) else 0
+        if not 1 <= count <= MAX_REPLICAS:
+            faults.append(f"{process.replicas_setting} is {text!r}: give a number from 1 to {MAX_REPLICAS}")
+        elif process.http and port + count - 1 > 65535:
+            faults.append(f"{process.replicas_setting} is {text!r}: port {port} has not so many ports after it")
+        if count != 1:
+            replicas[process.name] = count
     if faults:
         raise Refused(*faults)
     return Settings(
@@ -90,6 +115,7 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         redis_url=url,
         log_level=level,
         passed={name: given[name] for name in mesh.settings if name in given},
+        replicas=replicas,
     )
 
 
@@ -140,7 +166,7 @@ def _wrong(given: Mapping[str, str], mesh: Mesh) -> list[str]:
 
 
 def _unknown(given: Iterable[str], mesh: Mesh) -> list[str]:
-    known = {*OWN, *mesh.settings}
+    known = {*OWN, *mesh.settings, *(process.replicas_setting for process in mesh.processes)}
     faults = []
     for name in sorted(set(given) - known):
         if name in _told(mesh):
@@ -162,19 +188,22 @@ def _told(mesh: Mesh) -> set[str]:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the processes listen, by process name. A server may have several, one for each replica."""
+    """Where the processes listen."""
 
-    grpc: Mapping[str, tuple[tuple[str, int], ...]]
-    metrics: Mapping[str, tuple[str, int]]
+    grpc: Mapping[str, tuple[tuple[str, int], ...]]  # by process, one for each replica
+    metrics: Mapping[str, tuple[str, int]]  # by replica
 
 
-def told(process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str) -> dict[str, str]:
-    """All FEEDMESH_* variables of one process: what its row asks for and nothing else. `dsn` is its database's."""
-    env = {"FEEDMESH_LOG_LEVEL": settings.log_level, "FEEDMESH_METRICS_ADDRESS": _text(at.metrics[process.name])}
+def told(
+    process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str, replica: int = 0
+) -> dict[str, str]:
+    """All FEEDMESH_* variables of one replica: what its row asks for and nothing else. `dsn` is its database's."""
+    metrics = at.metrics[settings.names(process)[replica]]
+    env = {"FEEDMESH_LOG_LEVEL": settings.log_level, "FEEDMESH_METRICS_ADDRESS": _text(metrics)}
     if process.grpc:
-        env["FEEDMESH_GRPC_ADDRESS"] = _text(at.grpc[process.name][0])
+        env["FEEDMESH_GRPC_ADDRESS"] = _text(at.grpc[process.name][replica])
     if process.http:
-        env |= {"FEEDMESH_HTTP_HOST": HOST, "FEEDMESH_HTTP_PORT": str(settings.http_port)}
+        env |= {"FEEDMESH_HTTP_HOST": HOST, "FEEDMESH_HTTP_PORT": str(settings.http_port + replica)}
     if process.database:
         env["FEEDMESH_POSTGRES_DSN"] = dsn
     if process.redis:
@@ -196,13 +225,15 @@ def environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[st
     return {"PYTHONUNBUFFERED": "1", **kept, **own}  # unbuffered: the last words of a process that dies arrive
 
 
-def allocate(mesh: Mesh, *, taken: int) -> Addresses:
-    """Free local ports for every process, all distinct and none of them `taken`. Raises Refused if there are none."""
-    servers = [process.name for process in mesh.processes if process.grpc]
-    ports = iter(free_ports(len(servers) + len(mesh.processes), taken=taken, ephemeral=ephemeral_range()))
+def allocate(mesh: Mesh, settings: Settings) -> Addresses:
+    """Free local ports for every replica, all distinct and none a gateway's. Raises Refused if there are none."""
+    taken = settings.http_ports(mesh)
+    count = sum(settings.count(process) * (1 + process.grpc) for process in mesh.processes) + len(taken)
+    found = free_ports(count, taken=settings.http_port, ephemeral=ephemeral_range())
+    ports = ((HOST, port) for port in found if port not in taken)
     return Addresses(
-        grpc={name: ((HOST, next(ports)),) for name in servers},
-        metrics={process.name: (HOST, next(ports)) for process in mesh.processes},
+        grpc={each.name: tuple(next(ports) for _ in settings.names(each)) for each in mesh.processes if each.grpc},
+        metrics={name: next(ports) for each in mesh.processes for name in settings.names(each)},
     )
 
 

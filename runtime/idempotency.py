@@ -116,10 +116,10 @@ async def _attempt(
             INSERT INTO idempotency_keys (actor_id, key, fingerprint, response)
             SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bytea[], %s::bytea[])""",
             (
-                [actor_id for actor_id, _ in new],
-                [key for _, key in new],
-                [prints[key] for key in new],
-                [answer.SerializeToString() for answer in new.values()],
+                postgres.int8s([actor_id for actor_id, _ in new]),
+                postgres.texts([key for _, key in new]),
+                postgres.byteas([prints[key] for key in new]),
+                postgres.byteas([answer.SerializeToString() for answer in new.values()]),
             ),
         )
     return [answers[place] for place in range(len(requests))]
@@ -132,24 +132,29 @@ async def claim(
 
     Of those that others hold it gives a Conflict; of those that were answered before, what is stored.
     """
-    columns = ([actor_id for actor_id, _ in keys], [key for _, key in keys])
-    cursor = await connection.execute(
+    columns = {
+        "actors": postgres.int8s([actor_id for actor_id, _ in keys]),
+        "keys": postgres.texts([key for _, key in keys]),
+    }
+    rows = await postgres.fetch(
+        connection,
         """
         SELECT pg_try_advisory_xact_lock(hashtextextended(key, actor_id))
-        FROM unnest(%s::bigint[], %s::text[]) WITH ORDINALITY AS item (actor_id, key, place) ORDER BY place""",
+        FROM unnest(%(actors)s::bigint[], %(keys)s::text[]) WITH ORDINALITY AS item (actor_id, key, place)
+        ORDER BY place""",
         columns,
     )
-    locked = [row[0] for row in await cursor.fetchall()]
+    locked = [row[0] for row in rows]
     # A statement of its own: it must see what was committed before the lock was had.
-    cursor = await connection.execute(
+    rows = await postgres.fetch(
+        connection,
         """
         SELECT actor_id, key, fingerprint, response
-        FROM unnest(%s::bigint[], %s::text[]) AS item (actor_id, key) JOIN idempotency_keys USING (actor_id, key)""",
+        FROM unnest(%(actors)s::bigint[], %(keys)s::text[]) AS item (actor_id, key)
+        JOIN idempotency_keys USING (actor_id, key)""",
         columns,
     )
-    found: dict[tuple[int, str], Stored | errors.Error] = {
-        (row[0], row[1]): Stored(row[2], row[3]) for row in await cursor.fetchall()
-    }
+    found: dict[tuple[int, str], Stored | errors.Error] = {(row[0], row[1]): Stored(row[2], row[3]) for row in rows}
     return found | {key: in_progress() for key, mine in zip(keys, locked, strict=True) if not mine}
 
 

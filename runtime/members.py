@@ -19,8 +19,15 @@ Members = npt.NDArray[np.int64]
 
 def pack(rows: Iterable[tuple[int, int, int]] | Members) -> bytes:
     """Packs rows of three ids, each 0 to 2^53-1, in their order."""
-    array = np.ascontiguousarray(rows if isinstance(rows, np.ndarray) else list(rows), dtype=">i8").reshape(-1, 3)
+    # Number by number: numpy takes three times as long to look into rows.
+    flat = rows if isinstance(rows, np.ndarray) else list(itertools.chain.from_iterable(rows))
+    array = np.ascontiguousarray(flat, dtype=">i8").reshape(-1, 3)
     return array.view(np.uint8).reshape(-1, 3, 8)[:, :, 1:].tobytes()
+
+
+def pack_one(post_id: int, author_id: int, original_id: int) -> bytes:
+    """One packed member. Faster than `pack` for fewer than ten."""
+    return post_id.to_bytes(7, "big") + author_id.to_bytes(7, "big") + original_id.to_bytes(7, "big")
 
 
 def unpack(packed: bytes) -> Members:

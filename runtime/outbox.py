@@ -18,5 +18,8 @@ async def add_all(connection: postgres.Connection, events: Sequence[tuple[int, e
     if events:
         await connection.execute(
             "INSERT INTO outbox (partition_key, event) SELECT * FROM unnest(%s::bigint[], %s::bytea[])",
-            ([key for key, _ in events], [event.SerializeToString() for _, event in events]),
+            (
+                postgres.int8s([key for key, _ in events]),
+                postgres.byteas([event.SerializeToString() for _, event in events]),
+            ),
         )

@@ -6,13 +6,14 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import psycopg
 import psycopg_pool
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -23,7 +24,18 @@ from runtime import config, metrics
 Dsn = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 """A connection string of libpq: `postgresql://user@host/database` or `host=… dbname=…`."""
 Connection = AsyncConnection[TupleRow]
-Pool = AsyncConnectionPool[Connection]
+
+
+class Pooled(Connection):
+    """A connection of a pool."""
+
+    @cached_property
+    def reading(self) -> AsyncCursor[TupleRow]:
+        """A cursor for those who have the connection to themselves: to make one costs a tenth of a query."""
+        return self.cursor(binary=True)
+
+
+Pool = AsyncConnectionPool[Pooled]
 Reader = Pool | Connection
 T = TypeVar("T")
 
@@ -41,6 +53,7 @@ ANSWER_S = 3.0
 ELEMENT = np.dtype([("bytes", ">i4"), ("value", ">i8")])
 """An element of a bigint[] as it travels."""
 BIGINT_OID, BIGINT_ARRAY_OID = 20, 1016
+BYTEA_OID, TEXT_OID = 17, 25
 
 
 class Int8s(NamedTuple):
@@ -60,17 +73,46 @@ def int8s(values: Collection[int] | npt.NDArray[np.int64]) -> Int8s:
     return Int8s(struct.pack(f">{len(head)}i", *head) + elements.tobytes())
 
 
-class Int8sDumper(Dumper):
-    """Sends Int8s."""
+class Strings(NamedTuple):
+    """A text[] or bytea[] as Postgres takes it; the query casts it to what it is."""
+
+    content: bytes
+
+
+def texts(values: Collection[str]) -> Strings:
+    """A list of texts as the parameter of a query: as a text[], in a quarter of the time that a list takes."""
+    return strings([value.encode() for value in values], TEXT_OID)
+
+
+def byteas(values: Collection[bytes]) -> Strings:
+    """The same of bytes: as a bytea[]."""
+    return strings(values, BYTEA_OID)
+
+
+def strings(values: Collection[bytes], oid: int) -> Strings:
+    """An array of elements of a type that travels as its bytes."""
+    head = (1, 0, oid, len(values), 1) if values else (0, 0, oid)
+    elements = [part for value in values for part in (len(value).to_bytes(4, "big"), value)]
+    return Strings(struct.pack(f">{len(head)}i", *head) + b"".join(elements))
+
+
+class StringsDumper(Dumper):
+    """Sends Strings."""
 
     format = psycopg.pq.Format.BINARY
-    oid = BIGINT_ARRAY_OID
 
-    def dump(self, obj: Int8s) -> bytes:
+    def dump(self, obj: Int8s | Strings) -> bytes:
         """The parameter's bytes."""
         return obj.content
 
 
+class Int8sDumper(StringsDumper):
+    """Sends Int8s."""
+
+    oid = BIGINT_ARRAY_OID
+
+
+psycopg.adapters.register_dumper(Strings, StringsDumper)
 psycopg.adapters.register_dumper(Int8s, Int8sDumper)
 
 
@@ -91,6 +133,7 @@ async def connect(settings: PostgresSettings) -> AsyncIterator[Pool]:
     """
     pool: Pool = AsyncConnectionPool(
         settings.postgres_dsn,
+        connection_class=Pooled,
         kwargs={
             "autocommit": True,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout=10000",
@@ -180,16 +223,19 @@ async def fetch(reader: Reader, query: str, parameters: dict[str, Any] | None = 
 
     On the pool it is tried again where it met a broken connection.
     """
+    # Rows travel as binary: a bigint costs half of what its digits do.
     if isinstance(reader, AsyncConnection):
-        return await (await reader.execute(query.encode(), parameters)).fetchall()
+        return await (await reader.execute(query.encode(), parameters, binary=True)).fetchall()
     for attempt in range(1, ATTEMPTS + 1):
-        async with reader.connection() as connection:
-            try:
-                cursor = await connection.execute(query.encode(), parameters)
-                return await cursor.fetchall()
-            except psycopg.OperationalError as error:
-                if attempt == ATTEMPTS or not (connection.broken and is_broken(error)):
-                    raise
+        # By hand: as a context manager the pool would besides end a transaction, and there is none.
+        connection = await reader.getconn()
+        try:
+            return await (await connection.reading.execute(query.encode(), parameters)).fetchall()
+        except psycopg.OperationalError as error:
+            if attempt == ATTEMPTS or not (connection.broken and is_broken(error)):
+                raise
+        finally:
+            await reader.putconn(connection)
         # Replaces every connection that the restart broke.
         await reader.check()
     raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ SIGTERM and SIGINT set `stopping`; whoever serves then drains and returns. A sec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -50,10 +51,9 @@ class Process:
                 metrics.WORKER_ROUNDS.labels(task, "failed").inc()
                 wait_s = 1
             if wait_s:
-                try:
-                    await asyncio.wait_for(self.stopping.wait(), wait_s)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):  # not wait_for: that makes a task each time
+                        await self.stopping.wait()
 
 
 def run(name: str, settings: config.Settings, serve: Callable[[Process], Awaitable[None]]) -> NoReturn:

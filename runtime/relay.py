@@ -40,6 +40,19 @@ CALM_S = 0.1
 PRUNE_BATCH = 5_000
 KEEP_MS = 10_000
 """Entries younger than this are not trimmed, so that readers without a group can follow (runtime/tail.py)."""
+AWAIT_EVENTS = """
+DO $$ BEGIN
+    FOR look IN 1..50 LOOP
+        PERFORM FROM outbox WHERE published_at IS NULL LIMIT 1;
+        EXIT WHEN FOUND;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$"""
+"""Ends as soon as there are events, or after half a second: looks every 10 ms at what is committed by then.
+
+Postgres looks, which takes a third of what asking it so often takes. With a NOTIFY of the writers they would commit one
+after the other: half as many a second, where each commits a single event.
+"""
 MAX_ENTRIES = 100_000
 """Of one stream, at some 100 bytes each; the relay pauses beyond it."""
 
@@ -97,15 +110,19 @@ class Relay:
             (self.topic,),
         )
 
+    async def publish_next(self) -> bool:
+        """Waits for events, half a second at the most, and publishes up to 500; True when there may be more."""
+        if not self.paused and self.usable:
+            async with self.pool.connection() as connection:
+                await connection.execute(AWAIT_EVENTS)
+        return await self.publish()
+
     async def publish(self) -> bool:
         """Publishes up to 500 events; True when there may be more."""
         if self.paused or not self.usable:
             return False
-        # One query and not a transaction: fifty times a second there is mostly nothing.
-        if not await postgres.fetch(self.pool, "SELECT FROM outbox WHERE published_at IS NULL LIMIT 1"):
-            return False
-
-        async with self.pool.connection() as connection, connection.transaction():
+        # Two journeys instead of four: each event waits for them.
+        async with self.pool.connection() as connection, connection.pipeline(), connection.transaction():
             cursor = await connection.execute(
                 """
                 SELECT event_id, partition_key, event FROM outbox WHERE published_at IS NULL
@@ -262,7 +279,7 @@ def run(name: str, settings: RelaySettings, package: str, topic: str, groups: tu
                 return
             await asyncio.gather(
                 running.every(0.5, "detect_loss", relay.detect),
-                running.every(0.02, "publish", relay.publish),
+                running.every(0.01, "publish", relay.publish_next),
                 running.every(0.5, "republish", relay.republish_calmly),
                 running.every(1, "tend_streams", relay.tend),
                 running.every(10, "prune_outbox", relay.prune),

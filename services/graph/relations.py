@@ -26,8 +26,8 @@ async def get_relations(pool: Pool, request: pb.BatchGetRelationsRequest) -> pb.
         else:
             response.items.add(
                 version=relations.version,
-                following_ids=relations.following_ids,
-                follow_ids=relations.follow_ids,
+                packed_following_ids=relations.following_ids,
+                packed_follow_ids=relations.follow_ids,
                 blocked_ids=relations.blocked_ids,
                 muted_ids=relations.muted_ids,
             )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence, Set
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import ids
+from runtime import ids, members
 from runtime.coalesce import Coalescer
 from runtime.postgres import Pool
 from services.post import metrics, store
@@ -29,7 +29,7 @@ Share = tuple[int, int]
 class HotPost:
     """A post that is not deleted, its counts and shares, as of one moment."""
 
-    __slots__ = ("_name", "_public", "read_s", "row", "sharers", "shares")
+    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "sharers", "shares")
 
     def __init__(self, row: store.PostRow, read_s: float, shares: tuple[Share, ...] | None = None) -> None:
         self.row = row
@@ -37,7 +37,13 @@ class HotPost:
         """Before it was read, in seconds of `time.monotonic()`."""
         self.shares = shares
         """Its plain shares, newest first; None where they were not read, or are too many to be kept."""
-        self.sharers = frozenset(sharer_id for _, sharer_id in shares or ())
+        self.sharers = frozenset([sharer_id for _, sharer_id in shares or ()])
+        self.plain = (
+            row.visibility == pb.VISIBILITY_PUBLIC and row.original_id == row.post_id and row.shared_post_id is None
+        )
+        """Whether it is neither for followers only nor made of another post."""
+        self.member = members.pack_one(row.post_id, row.user_id, row.original_id)
+        """As a packed member."""
         self._name = ""
         self._public = b""
 
@@ -82,7 +88,7 @@ class HotPosts:
         own = [
             post_id
             for post_id, post in found.items()
-            if post.row.user_id in viewers or not viewers.isdisjoint(post.sharers)
+            if post.row.user_id in viewers or (post.sharers and not viewers.isdisjoint(post.sharers))
         ]
         for post_id in own:
             del found[post_id]
@@ -103,15 +109,10 @@ class HotPosts:
         self._changed[ticket] = changed
         read_s = time.monotonic()
         try:
-            rows = await store.posts(self.pool, post_ids)
-            shared = [row.post_id for row in rows.values() if 0 < row.shares <= KEPT_SHARES]
-            shares = await store.shares_of(self.pool, shared) if shared else {}
+            rows = await store.posts_with_shares(self.pool, post_ids, KEPT_SHARES)
         finally:
             del self._changed[ticket]
-        found = {}
-        for post_id, row in rows.items():
-            its = None if row.shares > KEPT_SHARES else tuple(shares.get(post_id, ()))
-            found[post_id] = HotPost(row, read_s, its)
+        found = {row.post_id: HotPost(row, read_s, shares) for row, shares in rows}
         self.drop(post_ids)
         self._known |= {post_id: post for post_id, post in found.items() if post_id not in changed}
         self._forget(read_s - FRESH_S)

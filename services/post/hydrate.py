@@ -1,7 +1,8 @@
 """Hydration: from ids to posts as a viewer sees them, with names, counts and the viewer's own likes.
 
 What is the same for everybody is serialized once a post (hot.py); what a viewer sees besides is added to these bytes:
-serialized messages that follow each other are one message with the fields of both.
+serialized messages that follow each other are one message with the fields of both. Most posts of a page are public and
+nothing about them is the viewer's own: such a post is looked at once for all pages (`alike`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import errors, wire
+from runtime import errors, members, wire
 from runtime.postgres import Pool
 from runtime.relations import holds
 from services.post import store
@@ -26,8 +27,8 @@ Read = Callable[[Collection[int]], Awaitable[dict[int, HotPost]]]
 Likes = Mapping[tuple[int, int], bool]
 """Who likes what, and whether since lately: as `store.liked`."""
 
-ReadLikes = Callable[[list[tuple[int, int]]], Awaitable[Likes]]
-"""Reads which of some pairs of user and post are likes."""
+ReadLikes = Callable[[list[int], list[int]], Awaitable[Likes]]
+"""Reads which of some pairs of user and post, one for one, are likes."""
 
 LIKED = pb.Post(liked=True).SerializeToString()
 WithOriginal = wire.closed(pb.Post.DESCRIPTOR, [pb.Post.DESCRIPTOR])
@@ -48,10 +49,10 @@ class Shown(NamedTuple):
 
     posts: list[bytes]
     """Serialized."""
-    rows: list[store.PostRow]
-    """The same, one for one."""
-    shares: list[tuple[int, int, int]]
-    """Plain shares of them by those whom the viewer reads, newest first: share, sharer, original."""
+    members: bytes
+    """The same, one for one, packed."""
+    shares: bytes
+    """Plain shares of them by those whom the viewer reads, newest first, packed: share, sharer, original."""
 
 
 async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) -> list[Shown]:
@@ -66,8 +67,8 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
         return await hot.of(post_ids, viewers)
 
-    async def likes(pairs: list[tuple[int, int]]) -> Likes:
-        liked, shared = await store.acts(hot.pool, pairs)
+    async def likes(user_ids: list[int], post_ids: list[int]) -> Likes:
+        liked, shared = await store.acts(hot.pool, user_ids, post_ids)
         lately.update(shared, (post_id for (_, post_id), recently in liked.items() if recently))
         return liked
 
@@ -79,8 +80,12 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
+    same = alike(posts, seen[0].people) if seen else {}
+    liked_by: dict[int, set[int]] = {}
+    for user_id, post_id in liked:
+        liked_by.setdefault(user_id, set()).add(post_id)
     return [
-        show(posts, page, sight, liked, of_page, people)
+        show(posts, page, sight, liked, liked_by.get(sight.viewer_id, set()), of_page, people, same)
         for page, sight, of_page in zip(pages, seen, shares, strict=True)
     ]
 
@@ -113,28 +118,24 @@ async def look(
     With `anew` what is not there is asked for as what may not be seen is, so that the time tells nothing.
     """
     posts = await read({post_id for _, post_ids in pages for post_id in post_ids})
-    originals = {post.row.shared_post_id for post in posts.values() if post.row.shared_post_id is not None}
-    if lacking := originals - posts.keys():
+    originals = {
+        post_id: post.row.shared_post_id for post_id, post in posts.items() if post.row.shared_post_id is not None
+    }
+    if lacking := set(originals.values()) - posts.keys():
         posts |= await read(lacking)
-    likeable = [
-        (viewer.user_id, shown_id)
-        for viewer, post_ids in pages
-        if viewer.user_id != STRANGER
-        for shown_id in {
-            other for post_id in post_ids if post_id in posts for other in with_original(posts[post_id].row)
-        }
-    ]
+    user_ids: list[int] = []
+    likeable: list[int] = []
+    for viewer, post_ids in pages:
+        if viewer.user_id != STRANGER:
+            asked = [*post_ids, *(originals[post_id] for post_id in originals.keys() & post_ids)]
+            user_ids += [viewer.user_id] * len(asked)
+            likeable += asked
     authors = {post.row.user_id for post in posts.values()}
     if anew and not authors:
         authors = {post_id for _, post_ids in pages for post_id in post_ids}
     viewers = [viewer for viewer, _ in pages]
-    liked, seen = await asyncio.gather(likes(likeable), sights.of(viewers, authors, anew=anew))
+    liked, seen = await asyncio.gather(likes(user_ids, likeable), sights.of(viewers, authors, anew=anew))
     return posts, liked, seen
-
-
-def with_original(row: store.PostRow) -> tuple[int, ...]:
-    """The ids of the posts that are shown with one: itself and its original."""
-    return (row.post_id,) if row.shared_post_id is None else (row.post_id, row.shared_post_id)
 
 
 def sees(sight: Sight, posts: Mapping[int, HotPost], post: HotPost) -> bool:
@@ -151,12 +152,13 @@ async def shares_seen(
 ) -> list[dict[int, list[tuple[int, int]]]]:
     """For each page, by post that was shared: the shares by those whom the viewer reads, newest first, at most 20."""
     found: list[dict[int, list[tuple[int, int]]]] = [{} for _ in pages]
+    all_shared = {post_id for post_id, post in posts.items() if post.row.shares}
     asked: dict[int, store.SharersQuestion] = {}
     for at, (page, sight) in enumerate(zip(pages, seen, strict=True)):
         relation, bound = sight.relation, page.sharers_up_to
         if relation is None or bound is None:
             continue
-        shared = [post for post_id in page.post_ids if (post := posts.get(post_id)) and post.row.shares]
+        shared = [posts[post_id] for post_id in all_shared.intersection(page.post_ids)]
         for post in shared:
             kept = [
                 (share_id, sharer_id)
@@ -175,29 +177,46 @@ async def shares_seen(
     return found
 
 
+def alike(posts: Mapping[int, HotPost], people: Mapping[int, Person | None]) -> dict[int, bytes]:
+    """Those of the posts, serialized, that are the same to all who see all that is public, but for their own likes and
+    for who shared."""
+    return {
+        post_id: post.public(author.name)
+        for post_id, post in posts.items()
+        if post.plain and (author := people.get(post.row.user_id)) is not None and not author.private
+    }
+
+
 def show(
     posts: Mapping[int, HotPost],
     page: Page,
     sight: Sight,
     liked: Likes,
+    likes: set[int],
     shares: Mapping[int, Sequence[tuple[int, int]]],
     people: Mapping[int, Person | None],
+    same: Mapping[int, bytes],
 ) -> Shown:
-    """A page as its viewer sees it. `people` are those who shared."""
-    shown = Shown([], [], [])
+    """A page as its viewer sees it. `likes` are what the viewer likes, `people` who shared, `same` is as of `alike`."""
+    if not sight.sees_all_public:
+        same = {}
+    special = set(page.post_ids).difference(same).union(likes.intersection(page.post_ids), shares)
     in_feed = page.sharers_up_to is not None
-    for post_id in page.post_ids:
+    own: dict[int, bytes] = {}
+    for post_id in special:
         post = posts.get(post_id)
         if post is None or not sees(sight, posts, post):
             continue
-        content = present(posts, post, sight, liked, in_feed=in_feed)
+        own[post_id] = present(posts, post, sight, liked, in_feed=in_feed)
         if of_post := shares.get(post_id):
-            shown.shares.extend((share_id, sharer_id, post_id) for share_id, sharer_id in of_post)
-            content += pb.Post(shared_by=named(of_post, people)).SerializeToString()
-        shown.posts.append(content)
-        shown.rows.append(post.row)
-    shown.shares.sort(reverse=True)
-    return shown
+            own[post_id] += pb.Post(shared_by=named(of_post, people)).SerializeToString()
+    there = [post_id for post_id in page.post_ids if post_id in own or post_id not in special]
+    shown = [(*share, post_id) for post_id in own.keys() & shares.keys() for share in shares[post_id]]
+    return Shown(
+        [own.get(post_id) or same[post_id] for post_id in there],
+        b"".join([posts[post_id].member for post_id in there]),
+        b"".join([members.pack_one(*share) for share in sorted(shown, reverse=True)]),
+    )
 
 
 def named(shares: Iterable[tuple[int, int]], people: Mapping[int, Person | None]) -> list[pb.Sharer]:

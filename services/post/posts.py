@@ -77,7 +77,7 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
         if len(rows) < 2:
             # The original was deleted meanwhile: nothing is written.
             raise not_found(request.post_id)
-        liked = await store.liked(connection, [(request.user_id, original.post_id)])
+        liked = await store.liked(connection, [request.user_id], [original.post_id])
         post = pb.Post.FromString(present(shown, shown[share_id], sight, liked))
         post.username = username
         # The stored answer holds nothing of anybody else: it outlives the original by up to a day.

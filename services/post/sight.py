@@ -71,6 +71,13 @@ class Sight:
         blocked = self.relation is not None and self.relation.blocks(user_id)
         return not blocked and self.people.get(user_id, ()) is not None
 
+    @property
+    def sees_all_public(self) -> bool:
+        """Whether the viewer sees whatever is public of all of the people."""
+        if self.relation is None:
+            return not self.kept or self.viewer_id == STRANGER
+        return self.people.keys().isdisjoint(self.relation.blocked.tolist())
+
     def name(self, user_id: int) -> str:
         """A username, "" where it is not known."""
         person = self.people.get(user_id)

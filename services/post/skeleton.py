@@ -21,18 +21,14 @@ async def get_posts(hot: HotPosts, sights: Sights, request: pb.BatchGetPostsRequ
     pages = [
         Page(
             Viewer(item.viewer_id, item.relations_version, item.relations_kept),
-            item.post_ids,
+            list(item.post_ids),
             item.sharers_up_to if item.HasField("sharers_up_to") else None,
         )
         for item in request.items
     ]
     answer = Answer()
     for shown in await hydrate_feeds(hot, sights, pages):
-        answer.items.add(
-            posts=shown.posts,
-            members=members.pack((row.post_id, row.user_id, row.original_id) for row in shown.rows),
-            shares=members.pack(shown.shares),
-        )
+        answer.items.add(posts=shown.posts, members=shown.members, shares=shown.shares)
     return bytes(answer.SerializeToString())
 
 
@@ -40,18 +36,21 @@ async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.Batc
     """The newest posts of each item's authors, packed."""
     items = request.items
     # What is asked of one author each goes together: readers' own posts, mostly.
-    single = [at for at, item in enumerate(items) if len(item.author_ids) == 1]
-    asked = [(items[at].author_ids[0], items[at].min_post_id, items[at].max_post_id, items[at].limit) for at in single]
-    answers: dict[int, list[tuple[int, int, int]]] = {at: [] for at in range(len(items))}
-    answers |= {single[place]: rows for place, rows in (await store.newest_of_each(pool, asked)).items()}
+    asked = {
+        at: (item.author_ids[0], item.min_post_id, item.max_post_id, item.limit)
+        for at, item in enumerate(items)
+        if len(item.author_ids) == 1
+    }
+    answers = dict.fromkeys(range(len(items)), b"")
+    answers |= zip(asked, await store.newest_of_each(pool, list(asked.values())), strict=True)
     for at, item in enumerate(items):
         # One after the other: a batch is no reason to take more than one of the pool's connections.
         if len(item.author_ids) > 1:
-            answers[at] = await store.newest(
-                pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit
+            answers[at] = members.pack(
+                await store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
             )
     return pb.BatchListNewestResponse(
-        items=[pb.BatchListNewestResponse.Item(members=members.pack(rows)) for rows in answers.values()]
+        items=[pb.BatchListNewestResponse.Item(members=packed) for packed in answers.values()]
     )
 
 

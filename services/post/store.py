@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from runtime import ids
+import numpy as np
+
+from runtime import ids, members
 from runtime.clock import wall_clock
 from runtime.counts import DECAYED_HEAT, Counts
-from runtime.postgres import Connection, Int8s, Pool, Reader, fetch, int8s
+from runtime.postgres import Connection, Pool, Reader, fetch, int8s
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
 MAX_SHARERS = 20
@@ -255,8 +258,9 @@ async def insert_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
     In one order for all, so that no two transactions wait for each other.
     """
     in_order = sorted(likes, key=lambda like: (like.post_id, like.user_id))
-    users, posts, authors = columns(in_order, 3)
-    cursor = await connection.execute(
+    users, posts, authors = (int8s(each) for each in columns(in_order, 3))
+    rows = await fetch(
+        connection,
         """
         WITH new AS (
             INSERT INTO likes (user_id, post_id, author_id)
@@ -268,13 +272,14 @@ async def insert_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
         SELECT user_id, post_id, author_id FROM new""",
         {"users": users, "posts": posts, "authors": authors},
     )
-    return [Like(*row) for row in await cursor.fetchall()]
+    return [Like(*row) for row in rows]
 
 
 async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Like]:
     """Removes those of the likes that there are, with one count delta a post; these. In one order for all."""
-    users, posts, _ = columns(list(likes), 3)
-    cursor = await connection.execute(
+    users, posts, _ = (int8s(each) for each in columns(list(likes), 3))
+    rows = await fetch(
+        connection,
         """
         WITH held AS (
             SELECT like_id FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS item (user_id, post_id)
@@ -287,7 +292,7 @@ async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
         SELECT user_id, post_id, author_id FROM gone""",
         {"users": users, "posts": posts},
     )
-    return [Like(*row) for row in await cursor.fetchall()]
+    return [Like(*row) for row in rows]
 
 
 async def likes_of(connection: Connection, post_ids: Iterable[int]) -> Counter[int]:
@@ -299,7 +304,7 @@ async def likes_of(connection: Connection, post_ids: Iterable[int]) -> Counter[i
             SELECT post_id, likes FROM post_counts WHERE post_id = ANY(%(ids)s)
             UNION ALL SELECT post_id, likes FROM post_count_deltas WHERE post_id = ANY(%(ids)s)
         ) AS part GROUP BY post_id""",
-        {"ids": list(post_ids)},
+        {"ids": int8s(set(post_ids))},
     )
     return Counter(dict(rows))
 
@@ -376,28 +381,46 @@ LIKED = """
     JOIN likes USING (user_id, post_id)"""
 
 
+# The posts %(ids)s that are not deleted, with what is to be selected besides a PostRow.
+# `= ANY` of the key, and no join that chooses the rows, reads just them, and only in the partitions that hold them.
+POSTS = f"""
+    SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, p.visibility,
+           coalesce(c.likes, 0), coalesce(c.comments, 0), coalesce(c.shares, 0) {{besides}}
+    FROM posts p LEFT JOIN ({COUNTED}) c ON c.post_id = p.post_id
+    WHERE p.post_id = {ANY_OF_IDS} AND p.deleted_at IS NULL"""
+WITH_SHARES = POSTS.format(
+    besides=""", CASE WHEN c.shares BETWEEN 1 AND %(most)s THEN (
+        SELECT array_agg(ARRAY[s.share_id, s.user_id] ORDER BY s.share_id DESC) FROM shares s
+        WHERE s.post_id = p.post_id) END"""
+)
+
+
 async def posts(reader: Reader, post_ids: Collection[int]) -> dict[int, PostRow]:
     """Those of the posts that are not deleted, by id."""
-    # `= ANY` of the key, and no join that chooses the rows, reads just them, and only in the partitions that hold them.
-    rows = await fetch(
-        reader,
-        f"""
-        SELECT p.post_id, p.user_id, p.content, p.media_url, p.original_id, p.shared_post_id, p.visibility,
-               coalesce(c.likes, 0), coalesce(c.comments, 0), coalesce(c.shares, 0)
-        FROM posts p LEFT JOIN ({COUNTED}) c ON c.post_id = p.post_id
-        WHERE p.post_id = {ANY_OF_IDS} AND p.deleted_at IS NULL""",
-        {"ids": int8s(post_ids)},
-    )
+    rows = await fetch(reader, POSTS.format(besides=""), {"ids": int8s(post_ids)})
     return {row[0]: PostRow(*row) for row in rows}
 
 
-async def liked(reader: Reader, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], bool]:
-    """Those of the pairs of user and post where the user likes the post, and whether since the last two seconds."""
-    rows = await fetch(reader, LIKED, parallel(pairs))
+async def posts_with_shares(
+    pool: Pool, post_ids: Collection[int], most: int
+) -> list[tuple[PostRow, tuple[tuple[int, int], ...] | None]]:
+    """Those of the posts that are not deleted, each with its plain shares (share, sharer), newest first; with None
+    instead where it was shared more than `most` times."""
+    rows = await fetch(pool, WITH_SHARES, {"ids": int8s(post_ids), "most": most})
+    return [
+        (row := PostRow._make(each[:-1]), None if row.shares > most else tuple(map(tuple, each[-1] or ())))
+        for each in rows
+    ]
+
+
+async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> dict[tuple[int, int], bool]:
+    """Those of the pairs of user and post (one for one) where the user likes the post, and whether since the last two
+    seconds."""
+    rows = await fetch(reader, LIKED, {"users": int8s(user_ids), "posts": int8s(post_ids)})
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-async def acts(pool: Pool, pairs: list[tuple[int, int]]) -> tuple[dict[tuple[int, int], bool], set[int]]:
+async def acts(pool: Pool, user_ids: list[int], post_ids: list[int]) -> tuple[dict[tuple[int, int], bool], set[int]]:
     """As `liked`; and which posts any of these users plainly shared within the last two seconds."""
     rows = await fetch(
         pool,
@@ -406,30 +429,12 @@ async def acts(pool: Pool, pairs: list[tuple[int, int]]) -> tuple[dict[tuple[int
         UNION ALL
         SELECT user_id, post_id, NULL FROM shares
         WHERE user_id = ANY(%(people)s) AND share_id >= id_at(now() - interval '2 seconds')""",
-        parallel(pairs) | {"people": int8s({user_id for user_id, _ in pairs})},
+        {"users": int8s(user_ids), "posts": int8s(post_ids), "people": int8s(set(user_ids))},
     )
     return (
         {(row[0], row[1]): row[2] for row in rows if row[2] is not None},
         {row[1] for row in rows if row[2] is None},
     )
-
-
-def parallel(pairs: list[tuple[int, int]]) -> dict[str, Int8s]:
-    """The parameters of LIKED."""
-    return {"users": int8s([user for user, _ in pairs]), "posts": int8s([post for _, post in pairs])}
-
-
-async def shares_of(pool: Pool, post_ids: list[int]) -> dict[int, list[tuple[int, int]]]:
-    """By post, its plain shares: share and sharer, newest first."""
-    rows = await fetch(
-        pool,
-        "SELECT post_id, share_id, user_id FROM shares WHERE post_id = ANY(%(ids)s) ORDER BY share_id DESC",
-        {"ids": int8s(post_ids)},
-    )
-    found: dict[int, list[tuple[int, int]]] = {}
-    for post_id, share_id, user_id in rows:
-        found.setdefault(post_id, []).append((share_id, user_id))
-    return found
 
 
 async def posts_of(pool: Pool, user_id: int, before: int, limit: int) -> list[int]:
@@ -504,17 +509,15 @@ async def newest(
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-async def newest_of_each(
-    pool: Pool, questions: list[tuple[int, int, int, int]]
-) -> dict[int, list[tuple[int, int, int]]]:
-    """For each question (author, lowest id, highest id, limit) by its place, as `newest`; for one author each."""
+async def newest_of_each(pool: Pool, questions: list[tuple[int, int, int, int]]) -> list[bytes]:
+    """For each question (author, lowest id, highest id, limit), one for one, as `newest` but packed; of one author."""
     if not questions:
-        return {}
+        return []
     author_ids, lows, highs, limits = zip(*questions, strict=True)
     rows = await fetch(
         pool,
         f"""
-        SELECT item.place, p.post_id, item.author_id, p.original_id
+        SELECT p.post_id, item.author_id, p.original_id, item.place
         FROM unnest(%(authors)s::bigint[], %(lows)s::bigint[], %(highs)s::bigint[], %(limits)s::bigint[])
             WITH ORDINALITY AS item (author_id, low, high, size, place)
         CROSS JOIN LATERAL (
@@ -534,10 +537,10 @@ async def newest_of_each(
             "max": min(max(highs), ids.lowest_at(wall_clock() + DAY_MS)),
         },
     )
-    found: dict[int, list[tuple[int, int, int]]] = {}
-    for place, post_id, author_id, original_id in rows:
-        found.setdefault(place - 1, []).append((post_id, author_id, original_id))
-    return found
+    table = np.fromiter(itertools.chain.from_iterable(rows), np.int64, 4 * len(rows)).reshape(-1, 4)
+    packed = members.pack(table[:, :3])
+    ends = (members.MEMBER_BYTES * table[:, 3].searchsorted(np.arange(len(questions) + 1), side="right")).tolist()
+    return [packed[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 class SharersQuestion(NamedTuple):
@@ -586,7 +589,7 @@ async def sharers(pool: Pool, questions: Sequence[SharersQuestion]) -> list[list
 async def engagement(pool: Pool, post_ids: Iterable[int]) -> dict[int, tuple[int, int, int, float]]:
     """By post that anyone ever engaged with: likes, comments, shares, and heat as of now."""
     rows = await fetch(
-        pool, f"SELECT post_id, likes, comments, shares, heat::float8 FROM ({COUNTED}) c", {"ids": list(post_ids)}
+        pool, f"SELECT post_id, likes, comments, shares, heat::float8 FROM ({COUNTED}) c", {"ids": int8s(set(post_ids))}
     )
     return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
 
@@ -648,7 +651,7 @@ async def affinities(pool: Pool, user_ids: Iterable[int]) -> dict[int, list[tupl
              WHERE user_id = viewer.user_id ORDER BY share_id DESC LIMIT {AFFINITY_DEPTH})
         ) latest
         GROUP BY viewer.user_id, latest.author_id""",
-        {"viewers": list(user_ids)},
+        {"viewers": int8s(set(user_ids))},
     )
     found: dict[int, list[tuple[int, float]]] = {}
     for user_id, author_id, weight in rows:

@@ -6,6 +6,7 @@ auditor.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,7 +154,7 @@ def compare_feed(facts: Facts, posts: Sequence[post_pb2.Post], *, whole: bool) -
     found = {
         "missing": set(wanted) - set(shown),
         "extra": set(shown) - facts.places.keys() - hidden,
-        "duplicate": {post_id for post_id in served if served.count(post_id) > 1},
+        "duplicate": {post_id for post_id, times in Counter(served).items() if times > 1},
         "misordered": {later for one, later in pairwise(common) if facts.places[later] > facts.places[one]},
         "must_not_see": hidden,
     }

@@ -124,6 +124,11 @@ async def relations(graph: GraphService, *items: tuple[int, int]) -> list[pb.Bat
     return list((await graph.stub.BatchGetRelations(request)).items)
 
 
+def follows_of(item: pb.BatchGetRelationsResponse.Item) -> list[int]:
+    found: list[int] = members.unpack_ids(item.packed_following_ids).tolist()
+    return found
+
+
 async def versions(graph: GraphService, *user_ids: int) -> list[int]:
     return [item.version for item in await relations(graph, *((user_id, 0) for user_id in user_ids))]
 
@@ -435,7 +440,7 @@ async def test_of_whoever_is_erased_nothing_is_left(graph: GraphService) -> None
     assert await followed_by_many(graph, 1) == {bob: 1}
     assert await follower_pages(graph, (gone, 0, 9), (bob, 0, 9)) == [([], 0), ([cid], 0)]
     [of_bob, of_cid] = await relations(graph, (bob, 0), (cid, 0))
-    assert (list(of_bob.following_ids), list(of_cid.blocked_ids), list(of_cid.muted_ids)) == ([], [ann], [ann])
+    assert (follows_of(of_bob), list(of_cid.blocked_ids), list(of_cid.muted_ids)) == ([], [ann], [ann])
 
 
 async def test_a_page_is_full_whoever_on_it_is_erased(graph: GraphService) -> None:
@@ -471,7 +476,7 @@ async def test_whoever_is_erased_while_others_follow_is_gone(graph: GraphService
     )
     await graph.upkeep()
     assert [await counts(graph, other) for other in others] == [(0, 0)] * 6
-    assert [list(item.following_ids) for item in await relations(graph, *((o, 0) for o in others))] == [[]] * 6
+    assert [follows_of(item) for item in await relations(graph, *((o, 0) for o in others))] == [[]] * 6
 
 
 # Follow and Unfollow.
@@ -552,7 +557,7 @@ async def state(graph: GraphService, follower_id: int, user_id: int) -> int:
     """Where a follow stands, as everything tells it that shows it."""
     asked = follower_id in (await listed(graph, "ListFollowRequests", user_id)).rows
     [known] = await relations(graph, (follower_id, 0))
-    follows = user_id in known.following_ids
+    follows = user_id in follows_of(known)
     assert not (asked and follows)
     assert (follower_id in (await listed(graph, "ListFollowers", user_id, viewer_id=user_id)).rows) == follows
     assert await counts(graph, user_id) == (int(follows), 0)
@@ -745,7 +750,7 @@ async def test_a_block_outlasts_follows_that_come_at_once(graph: GraphService) -
     for user_id in people:
         others = sorted(set(people) - {user_id})
         [known] = await relations(graph, (user_id, 0))
-        assert (sorted(known.blocked_ids), list(known.following_ids)) == (others, [])
+        assert (sorted(known.blocked_ids), follows_of(known)) == (others, [])
         assert sorted((await listed(graph, "ListBlocks", user_id)).rows) == others
         assert (await listed(graph, "ListFollowRequests", user_id)).rows == []
         assert await counts(graph, user_id) == (0, 0)
@@ -790,7 +795,7 @@ async def test_what_was_done_with_a_key_and_undone_is_not_done_again(graph: Grap
 
     async def effects() -> list[Any]:
         return [
-            *[list(item.following_ids) for item in await relations(graph, (ann, 0), (bob, 0))],
+            *[follows_of(item) for item in await relations(graph, (ann, 0), (bob, 0))],
             *[await listed(graph, listing, user_id) for listing in LISTINGS for user_id in (ann, bob)],
         ]
 
@@ -1041,7 +1046,7 @@ async def test_many_users_are_read_at_once_without_the_unknown(graph: GraphServi
 async def test_relations_are_answered_only_when_they_have_changed(graph: GraphService) -> None:
     ann, bob, cid = await join_all(graph, 3)
     [new] = await relations(graph, (ann, 0))
-    assert (new.version >= 1, new.unchanged, list(new.following_ids)) == (True, False, [])
+    assert (new.version >= 1, new.unchanged, follows_of(new)) == (True, False, [])
     version = new.version
     for act, other, expected in (
         (follow, bob, {bob}),
@@ -1052,8 +1057,8 @@ async def test_relations_are_answered_only_when_they_have_changed(graph: GraphSe
         await act(graph, ann, other)
         [changed] = await relations(graph, (ann, version))
         assert (changed.version > version, changed.unchanged) == (True, False)
-        assert sorted(changed.following_ids) == sorted(expected)
-        assert len(changed.follow_ids) == len(expected)
+        assert sorted(follows_of(changed)) == sorted(expected)
+        assert len(members.unpack_ids(changed.packed_follow_ids)) == len(expected)
         version = changed.version
         [same] = await relations(graph, (ann, version))
         assert same == pb.BatchGetRelationsResponse.Item(version=version, unchanged=True)
@@ -1073,9 +1078,9 @@ async def test_what_changes_nothing_leaves_the_version_of_relations(graph: Graph
 async def test_an_unknown_viewer_has_version_0(graph: GraphService) -> None:
     ann = await join(graph)
     nobody, somebody, stale = await relations(graph, (NOBODY, 0), (ann, 0), (NOBODY, 7))
-    assert (nobody.version, list(nobody.following_ids)) == (0, [])
+    assert (nobody.version, follows_of(nobody)) == (0, [])
     assert somebody.version >= 1
-    assert (stale.version, stale.unchanged, list(stale.following_ids)) == (0, False, [])
+    assert (stale.version, stale.unchanged, follows_of(stale)) == (0, False, [])
 
 
 async def test_a_viewer_may_be_asked_for_twice(graph: GraphService) -> None:
@@ -1104,7 +1109,7 @@ async def test_the_later_of_a_viewers_follows_has_the_higher_id(graph: GraphServ
         await follow(graph, ann, other)
     expected = [*others[:2], *others[4:], *others[2:4]]
     [item] = await relations(graph, (ann, 0))
-    follows = dict(zip(item.following_ids, item.follow_ids, strict=True))
+    follows = dict(zip(follows_of(item), members.unpack_ids(item.packed_follow_ids).tolist(), strict=True))
     assert sorted(follows, key=lambda other: follows[other]) == expected
     assert len(set(follows.values())) == len(expected)
     await follow(graph, others[0], ann)

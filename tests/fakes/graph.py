@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -261,8 +261,8 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
                 blocks = meant_by(person.user_id, self.blocks) + meaning(person.user_id, self.blocks)
                 response.items.add(
                     version=person.version,
-                    following_ids=[user_id for _, user_id in follows],
-                    follow_ids=[follow_id for follow_id, _ in follows],
+                    packed_following_ids=packed(user_id for _, user_id in follows),
+                    packed_follow_ids=packed(follow_id for follow_id, _ in follows),
                     blocked_ids={user_id for _, user_id in blocks},
                     muted_ids=[user_id for _, user_id in meant_by(person.user_id, self.mutes)],
                 )
@@ -277,7 +277,7 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             left = [edge for edge in meaning(item.user_id, self.follows) if edge[0] < before]
             page = left[: item.limit]
             response.items.add(
-                packed_follower_ids=b"".join(user_id.to_bytes(8, "big") for _, user_id in page),
+                packed_follower_ids=packed(user_id for _, user_id in page),
                 next_follow_id=page[-1][0] if len(left) > item.limit else 0,
             )
         return response
@@ -413,6 +413,11 @@ def meant_by(user_id: int, pairs: Pairs) -> list[tuple[int, int]]:
 def meaning(user_id: int, pairs: Pairs) -> list[tuple[int, int]]:
     """Who follows, asked to follow, blocks or mutes a person, newest first: the pair's id and the other's."""
     return sorted(((pair_id, actor) for (actor, target), pair_id in pairs.items() if target == user_id), reverse=True)
+
+
+def packed(user_ids: Iterable[int]) -> bytes:
+    """Ids as answers hold them."""
+    return b"".join(user_id.to_bytes(8, "big") for user_id in user_ids)
 
 
 def require_another(request: pb.BlockRequest | pb.MuteRequest) -> None:

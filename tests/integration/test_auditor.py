@@ -329,6 +329,26 @@ async def test_an_audit_keeps_no_list_alive(audited: Meshes) -> None:
 # What was damaged in Redis.
 
 
+async def test_it_rests_after_what_was_right_and_only_then(audited: Meshes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with audited() as mesh:
+        reader, author, written = await reader_of(mesh)
+        audits: list[int] = []
+        audit = mesh.auditor.audit
+
+        async def counted(viewer_id: int) -> str:
+            audits.append(viewer_id)
+            return await audit(viewer_id)
+
+        monkeypatch.setattr(mesh.auditor, "audit", counted)
+        monkeypatch.setattr(worker, "RESTS", 1_000_000)
+        await mesh.remove(home_key(reader), (written[1], author, written[1]))
+        while not audits:
+            await mesh.auditor.paced_step()
+        for _ in range(5):
+            await mesh.auditor.paced_step()
+        assert audits == [reader] * 2, "one that was repaired, one that was right, and no more"
+
+
 async def test_what_was_removed_by_hand_is_found_and_put_back(audited: Meshes) -> None:
     async with audited() as mesh:
         reader, author, written = await reader_of(mesh)

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -192,6 +193,19 @@ async def test_what_is_not_committed_is_not_published(pool: Pool, client: Redis)
         await relay.publish()
     await relay.publish()
     assert await entries(client) == []
+
+
+async def test_it_waits_for_the_next_event_half_a_second_at_the_most(pool: Pool, client: Redis) -> None:
+    relay = await begin(pool, client)
+    begun = time.monotonic()
+    assert await relay.publish_next() is False
+    assert 0.4 < time.monotonic() - begun < 5
+    waiting = asyncio.create_task(relay.publish_next())
+    event_ids = await write(pool, 2)
+    await waiting
+    if await unpublished(pool):  # it had not begun to wait, or was too slow
+        await relay.publish_next()
+    assert await published(client) == Counter(event_ids)
 
 
 async def test_relays_that_work_at_once_publish_each_event_once(pool: Pool, valkey: Running, client: Redis) -> None:

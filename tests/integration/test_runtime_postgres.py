@@ -180,3 +180,28 @@ async def test_no_database_ends_the_process_with_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("FEEDMESH_POSTGRES_DSN: cannot connect")
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_lists_arrive_as_they_were_sent(graph_pool: Pool, count: int) -> None:
+    numbers = [-(2**63), 0, 2**63 - 1][:count]
+    words = ["", "zwölf", '{"a,\\b"}'][:count]
+    strings = [b"", b"\0\xff", b"\\x00"][:count]
+    [row] = await postgres.fetch(
+        graph_pool,
+        "SELECT %(numbers)s::bigint[], %(words)s::text[], %(strings)s::bytea[]",
+        {
+            "numbers": postgres.int8s(numbers),
+            "words": postgres.texts(words),
+            "strings": postgres.byteas(strings),
+        },
+    )
+    assert row == (numbers, words, strings)
+
+
+async def test_queries_at_the_same_time_each_get_their_rows(graph_pool: Pool) -> None:
+    async def same(number: int) -> bool:
+        rows = await postgres.fetch(graph_pool, "SELECT %(number)s::bigint", {"number": number})
+        return rows == [(number,)]
+
+    assert all(await asyncio.gather(*(same(number) for number in range(50))))

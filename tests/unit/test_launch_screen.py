@@ -70,6 +70,7 @@ def test_raw_lines_are_all_json() -> None:
     reading, writing = os.pipe()
     screen = Screen(writing, raw=True)
     screen.line("graph", '{"message": "as it is",  "n":1}')
+    screen.line("graph-2", '{"process": "graph", "message": "of a replica"}')
     screen.line("postgres", "LOG:  ready")
     screen.say("info", "own")
     screen.say("debug", "hidden")
@@ -78,7 +79,10 @@ def test_raw_lines_are_all_json() -> None:
     os.close(writing)
     lines = read_all(reading)
     assert lines[0] == '{"message": "as it is",  "n":1}'
-    assert [json.loads(line)["message"] for line in lines] == ["as it is", "LOG:  ready", "own", "feedmesh is ready"]
+    assert [json.loads(line)["message"] for line in lines] == [
+        *("as it is", "of a replica", "LOG:  ready", "own", "feedmesh is ready")
+    ]
+    assert json.loads(lines[1])["process"] == "graph-2"
 
 
 def test_a_screen_that_takes_nothing_delays_nobody() -> None:

@@ -147,6 +147,41 @@ def test_a_child_gets_exactly_its_own() -> None:
     }
 
 
+@pytest.mark.parametrize("count", ["0", "17", "-1", "two", "2.0", " 2", "٢", "100"])
+def test_replicas_are_a_number_from_1_to_16(count: str) -> None:
+    (line,) = faults(FEEDMESH_REPLICAS_TIMELINE_FANOUT=count)
+    assert line == f"FEEDMESH_REPLICAS_TIMELINE_FANOUT is {count!r}: give a number from 1 to 16"
+
+
+def test_replicas_are_of_a_process_and_have_room_for_their_ports() -> None:
+    (line,) = faults(FEEDMESH_REPLICAS_FANOUT="2")
+    assert line.startswith("FEEDMESH_REPLICAS_FANOUT is no setting")
+    (line,) = faults(FEEDMESH_REPLICAS_GATEWAY="3", FEEDMESH_HTTP_PORT="65534")
+    assert line == "FEEDMESH_REPLICAS_GATEWAY is '3': port 65534 has not so many ports after it"
+
+
+def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> None:
+    counts = {process.name: number % 3 + 1 for number, process in enumerate(FEEDMESH.processes)}
+    given = {process.replicas_setting: str(counts[process.name]) for process in FEEDMESH.processes}
+    chosen = settings.read(given, FEEDMESH)
+    assert {process.name: chosen.count(process) for process in FEEDMESH.processes} == counts
+    at = settings.allocate(FEEDMESH, chosen)
+    names, ports = [], []
+    for process in FEEDMESH.processes:
+        names += chosen.names(process)
+        for replica, name in enumerate(chosen.names(process)):
+            own = settings.told(process, chosen, at, dsn="", redis="", secret="", replica=replica)
+            ports += [own[key] for key in ("FEEDMESH_GRPC_ADDRESS", "FEEDMESH_METRICS_ADDRESS") if key in own]
+            assert own["FEEDMESH_METRICS_ADDRESS"] == f"{HOST}:{at.metrics[name][1]}"
+            if process.http:
+                ports.append(f"{HOST}:{own['FEEDMESH_HTTP_PORT']}")
+            for callee in process.calls:
+                assert own[f"FEEDMESH_{callee.upper()}_TARGET"].count(",") == counts[callee] - 1
+    assert len(set(names)) == len(names) == sum(counts.values())
+    assert len(set(ports)) == len(ports)
+    assert chosen.http_ports(FEEDMESH) == [8080 + replica for replica in range(counts["gateway"])]
+
+
 def test_every_call_and_database_of_the_table_exists() -> None:
     servers = {process.name for process in FEEDMESH.processes if process.grpc}
     databases = {database.name for database in FEEDMESH.databases}

@@ -29,6 +29,7 @@ def test_what_was_packed_is_unpacked(rows: list[tuple[int, int, int]]) -> None:
 @given(rows=rows)
 def test_a_member_is_three_big_endian_numbers_of_seven_bytes(rows: list[tuple[int, int, int]]) -> None:
     assert members.pack(rows) == b"".join(number.to_bytes(7, "big") for row in rows for number in row)
+    assert members.pack(rows) == b"".join(members.pack_one(*row) for row in rows)
 
 
 @given(rows=rows)

@@ -1251,22 +1251,22 @@ class BatchGetRelationsResponse(_message.Message):
 
         VERSION_FIELD_NUMBER: _builtins.int
         UNCHANGED_FIELD_NUMBER: _builtins.int
-        FOLLOWING_IDS_FIELD_NUMBER: _builtins.int
-        FOLLOW_IDS_FIELD_NUMBER: _builtins.int
+        PACKED_FOLLOWING_IDS_FIELD_NUMBER: _builtins.int
+        PACKED_FOLLOW_IDS_FIELD_NUMBER: _builtins.int
         BLOCKED_IDS_FIELD_NUMBER: _builtins.int
         MUTED_IDS_FIELD_NUMBER: _builtins.int
         version: _builtins.int
         """version is the relations' version, at least 1; 0 means that there is no such user."""
         unchanged: _builtins.bool
         """unchanged is true when version is known_version; all lists are then empty."""
-        @_builtins.property
-        def following_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """following_ids are whom the viewer follows, in no order; FEEDMESH_MAX_FOLLOWING bounds them."""
-
-        @_builtins.property
-        def follow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """follow_ids are the follows, one for each of following_ids. Of one viewer's follows the later has the higher id."""
-
+        packed_following_ids: _builtins.bytes
+        """packed_following_ids are whom the viewer follows, in no order, packed: 8 bytes each, big-endian;
+        FEEDMESH_MAX_FOLLOWING bounds them.
+        """
+        packed_follow_ids: _builtins.bytes
+        """packed_follow_ids are the follows, one for each of those, packed alike. Of one viewer's follows the later has the
+        higher id.
+        """
         @_builtins.property
         def blocked_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """blocked_ids are those whom the viewer blocks and those who block the viewer, in no order."""
@@ -1280,14 +1280,14 @@ class BatchGetRelationsResponse(_message.Message):
             *,
             version: _builtins.int = ...,
             unchanged: _builtins.bool = ...,
-            following_ids: _abc.Iterable[_builtins.int] | None = ...,
-            follow_ids: _abc.Iterable[_builtins.int] | None = ...,
+            packed_following_ids: _builtins.bytes = ...,
+            packed_follow_ids: _builtins.bytes = ...,
             blocked_ids: _abc.Iterable[_builtins.int] | None = ...,
             muted_ids: _abc.Iterable[_builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_ids", b"blocked_ids", "follow_ids", b"follow_ids", "following_ids", b"following_ids", "muted_ids", b"muted_ids", "unchanged", b"unchanged", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_ids", b"blocked_ids", "muted_ids", b"muted_ids", "packed_follow_ids", b"packed_follow_ids", "packed_following_ids", b"packed_following_ids", "unchanged", b"unchanged", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
