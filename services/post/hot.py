@@ -1,12 +1,13 @@
 """Posts as they were at most half a second ago: what is the same for everybody who sees them.
 
-Whoever writes, deletes, likes or shares sees that at once: `hydrate.py` reads anew what a viewer had a hand in lately.
+What is deleted is gone at once, and whoever likes, comments or shares sees that at once, whichever process did it:
+`hydrate.py` reads anew what changed since a post was read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import ids, members
@@ -29,15 +30,18 @@ Share = tuple[int, int]
 class HotPost:
     """A post that is not deleted, its counts and shares, as of one moment."""
 
-    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "sharers", "shares")
+    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "shares", "xmin")
 
-    def __init__(self, row: store.PostRow, read_s: float, shares: tuple[Share, ...] | None = None) -> None:
+    def __init__(
+        self, row: store.PostRow, read_s: float, shares: tuple[Share, ...] | None = None, xmin: int = 0
+    ) -> None:
         self.row = row
         self.read_s = read_s
         """Before it was read, in seconds of `time.monotonic()`."""
         self.shares = shares
         """Its plain shares, newest first; None where they were not read, or are too many to be kept."""
-        self.sharers = frozenset([sharer_id for _, sharer_id in shares or ()])
+        self.xmin = xmin
+        """What transactions below this one did, it has."""
         self.plain = (
             row.visibility == pb.VISIBILITY_PUBLIC and row.original_id == row.post_id and row.shared_post_id is None
         )
@@ -79,21 +83,9 @@ class HotPosts:
         # One query at a time: who asks for what is being read waits for it, and finds it.
         self._reads = Coalescer("posts", self._read_lacking, max_weight=READ_POSTS, in_flight=1, weigh=len)
 
-    async def of(self, post_ids: Collection[int], viewers: Set[int]) -> dict[int, HotPost]:
-        """Those of the posts (at most 2,000) that there are, as of at most half a second ago.
-
-        What one of the viewers wrote or shared, as of now: they may have deleted it.
-        """
+    async def of(self, post_ids: Collection[int]) -> dict[int, HotPost]:
+        """Those of the posts (at most 2,000) that there were at some moment of the last half second."""
         found, lacking = self._fresh(post_ids)
-        own = [
-            post_id
-            for post_id, post in found.items()
-            if post.row.user_id in viewers or (post.sharers and not viewers.isdisjoint(post.sharers))
-        ]
-        for post_id in own:
-            del found[post_id]
-        lacking += own
-        self.drop(own)
         if lacking:
             for each in await self._reads(lacking):
                 found[each.row.post_id] = each
@@ -112,7 +104,7 @@ class HotPosts:
             rows = await store.posts_with_shares(self.pool, post_ids, KEPT_SHARES)
         finally:
             del self._changed[ticket]
-        found = {row.post_id: HotPost(row, read_s, shares) for row, shares in rows}
+        found = {row.post_id: HotPost(row, read_s, shares, xmin) for row, shares, xmin in rows}
         self.drop(post_ids)
         self._known |= {post_id: post for post_id, post in found.items() if post_id not in changed}
         self._forget(read_s - FRESH_S)

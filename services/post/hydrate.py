@@ -30,6 +30,8 @@ Likes = Mapping[tuple[int, int], bool]
 ReadLikes = Callable[[list[int], list[int]], Awaitable[Likes]]
 """Reads which of some pairs of user and post, one for one, are likes."""
 
+MAX_XID = 2**63 - 1
+"""Above all transactions."""
 LIKED = pb.Post(liked=True).SerializeToString()
 WithOriginal = wire.closed(pb.Post.DESCRIPTOR, [pb.Post.DESCRIPTOR])
 """A post with its original's bytes."""
@@ -61,19 +63,22 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     Raises Unavailable.
     """
     begun_s = time.monotonic()
-    viewers = {page.viewer.user_id for page in pages}
+    since = MAX_XID
     lately: set[int] = set()
 
     async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
-        return await hot.of(post_ids, viewers)
+        nonlocal since
+        found = await hot.of(post_ids)
+        since = min([since, *(post.xmin for post in found.values())])
+        return found
 
     async def likes(user_ids: list[int], post_ids: list[int]) -> Likes:
-        liked, shared = await store.acts(hot.pool, user_ids, post_ids)
-        lately.update(shared, (post_id for (_, post_id), recently in liked.items() if recently))
+        liked, changed = await store.acts(hot.pool, user_ids, post_ids, since)
+        lately.update(changed, (post_id for (_, post_id), recently in liked.items() if recently))
         return liked
 
     posts, liked, seen = await look(sights, [(page.viewer, page.post_ids) for page in pages], read, likes)
-    # What a viewer liked or shared a moment ago counts, where it was read before.
+    # What was deleted since a post was read is gone, and what a viewer did to it counts.
     if counted := {post_id for post_id in lately if post_id in posts and posts[post_id].read_s < begun_s}:
         anew = await hot.read(counted)
         posts = {post_id: post for post_id, post in posts.items() if post_id not in counted} | anew

@@ -69,6 +69,7 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
             quote = store.NewPost(request.user_id, request.content, "", pb.VISIBILITY_PUBLIC, original.post_id)
             [share_id] = await store.insert_posts(connection, [quote])
             await store.add_delta(connection, original.post_id, shares=1)
+            await store.note_change(connection, request.user_id, original.post_id)
             await tell_created(connection, shared(request.user_id, share_id, share_id, original))
         else:
             share_id = await share_plainly(connection, request.user_id, original)

@@ -15,6 +15,8 @@ from runtime.counts import DECAYED_HEAT, Counts
 from runtime.postgres import Connection, Pool, Reader, fetch, int8s
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
+EVERYONE = 0
+"""In place of a user, in notes of changes."""
 MAX_SHARERS = 20
 """Sharers of one original that a feed names."""
 DAY_MS = 86_400_000
@@ -185,6 +187,8 @@ async def insert_plain_share(connection: Connection, user_id: int, original: Tar
             SELECT share_id, %(post)s, %(user)s, '', %(post)s FROM share
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, shares) SELECT %(post)s, 1 FROM share
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT %(user)s, %(post)s FROM share
         )
         SELECT share_id FROM share""",
         {"user": user_id, "post": original.post_id, "author": original.author_id},
@@ -225,8 +229,10 @@ async def delete_post(connection: Connection, post: LockedPost) -> None:
         await connection.execute(
             "DELETE FROM shares WHERE user_id = %s AND share_id = %s", (post.user_id, post.post_id)
         )
+    await note_change(connection, EVERYONE, post.post_id)
     if post.shared_post_id is not None:
         await add_delta(connection, post.shared_post_id, shares=-1)
+        await note_change(connection, post.user_id, post.shared_post_id)
 
 
 async def authored(pool: Pool, post_ids: Collection[int]) -> dict[int, list[Authored]]:
@@ -288,6 +294,8 @@ async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
             DELETE FROM likes WHERE like_id IN (SELECT like_id FROM held) RETURNING user_id, post_id, author_id
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -count(*) FROM gone GROUP BY post_id
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT user_id, post_id FROM gone
         )
         SELECT user_id, post_id, author_id FROM gone""",
         {"users": users, "posts": posts},
@@ -323,6 +331,8 @@ async def insert_comments(connection: Connection, new: Sequence[NewComment]) -> 
             SELECT comment_id, user_id, post_id, author_id, content FROM item
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, count(*) FROM item GROUP BY post_id
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT user_id, post_id FROM item
         )
         SELECT comment_id FROM item ORDER BY place""",
         {"users": users, "posts": posts, "authors": authors, "contents": contents},
@@ -355,6 +365,8 @@ async def delete_comment(connection: Connection, comment: CommentRow) -> None:
         "UPDATE comments SET content = '', deleted_at = clock_timestamp() WHERE comment_id = %s", (comment.comment_id,)
     )
     await add_delta(connection, comment.post_id, comments=-1)
+    for user_id in {comment.user_id, comment.author_id}:
+        await note_change(connection, user_id, comment.post_id)
 
 
 async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, shares: int = 0) -> None:
@@ -365,6 +377,11 @@ async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, 
         SELECT post_id, %s, %s FROM posts WHERE post_id = %s AND deleted_at IS NULL""",
         (comments, shares, post_id),
     )
+
+
+async def note_change(connection: Connection, user_id: int, post_id: int) -> None:
+    """Notes a change of a post that someone (or EVERYONE) is to see at once, whatever is kept of the post."""
+    await connection.execute("INSERT INTO post_changes (user_id, post_id) VALUES (%s, %s)", (user_id, post_id))
 
 
 async def delete_counts(connection: Connection, post_id: int) -> None:
@@ -391,7 +408,7 @@ POSTS = f"""
 WITH_SHARES = POSTS.format(
     besides=""", CASE WHEN c.shares BETWEEN 1 AND %(most)s THEN (
         SELECT array_agg(ARRAY[s.share_id, s.user_id] ORDER BY s.share_id DESC) FROM shares s
-        WHERE s.post_id = p.post_id) END"""
+        WHERE s.post_id = p.post_id) END, pg_snapshot_xmin(pg_current_snapshot())::text::bigint"""
 )
 
 
@@ -403,12 +420,12 @@ async def posts(reader: Reader, post_ids: Collection[int]) -> dict[int, PostRow]
 
 async def posts_with_shares(
     pool: Pool, post_ids: Collection[int], most: int
-) -> list[tuple[PostRow, tuple[tuple[int, int], ...] | None]]:
+) -> list[tuple[PostRow, tuple[tuple[int, int], ...] | None, int]]:
     """Those of the posts that are not deleted, each with its plain shares (share, sharer), newest first; with None
-    instead where it was shared more than `most` times."""
+    instead where it was shared more than `most` times. And the transaction below which all had ended by then."""
     rows = await fetch(pool, WITH_SHARES, {"ids": int8s(post_ids), "most": most})
     return [
-        (row := PostRow._make(each[:-1]), None if row.shares > most else tuple(map(tuple, each[-1] or ())))
+        (row := PostRow._make(each[:-2]), None if row.shares > most else tuple(map(tuple, each[-2] or ())), each[-1])
         for each in rows
     ]
 
@@ -420,16 +437,23 @@ async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> dic
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-async def acts(pool: Pool, user_ids: list[int], post_ids: list[int]) -> tuple[dict[tuple[int, int], bool], set[int]]:
-    """As `liked`; and which posts any of these users plainly shared within the last two seconds."""
+async def acts(
+    pool: Pool, user_ids: list[int], post_ids: list[int], since: int
+) -> tuple[dict[tuple[int, int], bool], set[int]]:
+    """As `liked`; and which posts changed, for everyone or one of these users, in the transaction `since` or later."""
     rows = await fetch(
         pool,
         f"""
         {LIKED}
         UNION ALL
-        SELECT user_id, post_id, NULL FROM shares
-        WHERE user_id = ANY(%(people)s) AND share_id >= id_at(now() - interval '2 seconds')""",
-        {"users": int8s(user_ids), "posts": int8s(post_ids), "people": int8s(set(user_ids))},
+        SELECT user_id, post_id, NULL FROM post_changes
+        WHERE user_id = ANY(%(people)s) AND xid >= %(since)s::text::xid8""",
+        {
+            "users": int8s(user_ids),
+            "posts": int8s(post_ids),
+            "people": int8s({*user_ids, EVERYONE}),
+            "since": str(since),
+        },
     )
     return (
         {(row[0], row[1]): row[2] for row in rows if row[2] is not None},
@@ -743,10 +767,11 @@ async def traces(pool: Pool, user_id: int) -> dict[str, int]:
         SELECT (SELECT count(*) FROM posts WHERE user_id = %(user)s),
                (SELECT count(*) FROM comments WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM likes WHERE %(user)s IN (user_id, author_id)),
-               (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id))""",
+               (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id)),
+               (SELECT count(*) FROM post_changes WHERE user_id = %(user)s)""",
         {"user": user_id},
     )
-    return dict(zip(("posts", "comments", "likes", "shares"), row, strict=True))
+    return dict(zip(("posts", "comments", "likes", "shares", "post_changes"), row, strict=True))
 
 
 # Erasure.
@@ -830,6 +855,11 @@ async def take_swept_posts(connection: Connection, user_id: int, limit: int) -> 
     return cursor.rowcount
 
 
+async def forget_changes(connection: Connection, user_id: int) -> None:
+    """Removes what was noted for someone."""
+    await connection.execute("DELETE FROM post_changes WHERE user_id = %s", (user_id,))
+
+
 async def finish_erasure(connection: Connection, user_id: int) -> bool:
     """Notes that nothing is left of someone, once that is so for good; whether it is so since now."""
     cursor = await connection.execute(
@@ -850,6 +880,18 @@ async def make_partitions(pool: Pool, months_ahead: int) -> int:
     async with pool.connection() as connection:
         row = await (await connection.execute("SELECT make_post_partitions(%s)", (months_ahead,))).fetchone()
     return int(row[0]) if row else 0
+
+
+async def prune_changes(pool: Pool, limit: int) -> bool:
+    """Deletes up to `limit` notes of changes that are older than ten minutes; True when there may be more."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            DELETE FROM post_changes WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM post_changes WHERE changed_at < now() - interval '10 minutes' LIMIT %s))""",
+            (limit,),
+        )
+        return cursor.rowcount == limit
 
 
 async def unswept(pool: Pool, limit: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The post service's upkeep worker: `python -m services.post.upkeep [--once]`.
 
-Folds count deltas, makes partitions ahead, clears away what hung on deleted posts, prunes old answers.
+Folds count deltas, makes partitions ahead, clears away what hung on deleted posts, prunes old answers and changes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
         upkeep.Task("fold_counts", 0.2, lambda: counts.fold(pool, store.POST_COUNTS)),
         upkeep.Task("make_partitions", 3600, lambda: make_partitions(pool)),
         upkeep.Task("sweep_deleted_posts", 10, lambda: sweep_deleted_posts(pool)),
+        upkeep.Task("prune_changes", 60, lambda: store.prune_changes(pool, SWEEP_ROWS)),
         upkeep.Task("prune_idempotency_keys", 60, lambda: idempotency.prune(pool)),
     )
 

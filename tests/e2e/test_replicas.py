@@ -23,8 +23,6 @@ from tests.e2e.mesh import Json, Mesh
 TWO = {process.replicas_setting: "2" for process in FEEDMESH.processes}
 ROUNDS = 12
 WRITERS = 4
-FRESH_S = 0.5
-"""How old what a feed shows of others' posts may be where another replica took the change (services/post/hot.py)."""
 
 
 class Pair:
@@ -98,15 +96,22 @@ async def test_whichever_replica_answers_one_sees_what_one_did(pair: Pair) -> No
         liked = await pair.ask("POST", "/like", json={"user_id": me, "post_id": theirs})
         [shown] = [post for post in await pair.feed(me) if post["post_id"] == theirs]
         assert (shown["liked"], shown["likes"]) == (True, liked["likes"])
-        await pair.ask("POST", "/unlike", json={"user_id": me, "post_id": theirs})
+        unliked = await pair.ask("POST", "/unlike", json={"user_id": me, "post_id": theirs})
         [shown] = [post for post in await pair.feed(me) if post["post_id"] == theirs]
-        assert shown["liked"] is False  # its count may be older: nothing in the database tells who took a like back
+        assert (shown["liked"], shown["likes"]) == (False, unliked["likes"])
+        remark = {"user_id": me, "post_id": theirs, "content": "said"}
+        comment = (await pair.ask("POST", "/comments", json=remark))["comment_id"]
+        [shown] = [post for post in await pair.feed(me) if post["post_id"] == theirs]
+        assert shown["comments"] == 1
+        await pair.ask("DELETE", f"/comments/{comment}", params={"user_id": me})
+        [shown] = [post for post in await pair.feed(me) if post["post_id"] == theirs]
+        assert shown["comments"] == 0
         await pair.ask("DELETE", f"/posts/{mine}", params={"user_id": me})
         assert mine not in ids(await pair.feed(me))
         await pair.ask("POST", "/unfollow", json={"follower_id": me, "following_id": friend})
 
 
-async def test_what_is_deleted_is_gone_from_every_feed_at_every_replica_within_half_a_second(pair: Pair) -> None:
+async def test_what_is_deleted_is_gone_from_the_next_read_at_every_replica(pair: Pair) -> None:
     author, reader = await pair.user("gone.author"), await pair.user("gone.reader")
     await pair.ask("POST", "/follow", json={"follower_id": reader, "following_id": author})
     for turn in range(ROUNDS):
@@ -117,11 +122,8 @@ async def test_what_is_deleted_is_gone_from_every_feed_at_every_replica_within_h
         for _ in range(4):
             await pair.feed(reader)  # every replica knows it
         await pair.ask("DELETE", f"/posts/{post}", params={"user_id": author})
-        gone, deleted = 0, time.monotonic()
-        while gone < 4:
-            begun = time.monotonic()
-            gone = 0 if post in ids(await pair.feed(reader)) else gone + 1
-            assert gone or begun < deleted + FRESH_S
+        for _ in range(4):
+            assert post not in ids(await pair.feed(reader))
 
 
 async def test_nothing_is_lost_while_one_replica_of_each_is_killed(pair: Pair) -> None:
