@@ -72,8 +72,8 @@ class Route:
         rpc = self.rpc
         if many := coalesce.batch_of(rpc):
             leaves = self.encoder.listed
-            if "limit" not in rpc.input_type.fields_by_name:
-                return coalesce.rpc(channel, rpc, many, leaves=leaves)
+            if not self.is_read:
+                return coalesce.rpc(channel, rpc, many, leaves=leaves, in_flight=coalesce.WRITES)
             return coalesce.rpc(channel, rpc, many, leaves=leaves, max_weight=MAX_BATCH_POSTS, weigh=most_posts)
         connected: Any = channel.unary_stream if self.streams else channel.unary_unary
         call: Call | Stream = connected(
