@@ -26,6 +26,8 @@ MAX_LIMIT = 100
 MAX_READS = 10
 
 T = TypeVar("T")
+Rows = tuple[Sequence[int], Mapping[int, T]]
+"""The ids of rows of a listing, and those of the rows that are shown."""
 
 
 class Cursors:
@@ -64,24 +66,40 @@ class Cursors:
         return hmac.digest(self._key, message, hashlib.sha256)[:MAC_BYTES]
 
 
-async def filled(
-    limit: int, place: int, read: Callable[[int, int], Awaitable[tuple[Sequence[int], Mapping[int, T]]]]
-) -> tuple[list[T], int | None]:
+async def filled(limit: int, place: int, read: Callable[[int, int], Awaitable[Rows[T]]]) -> tuple[list[T], int | None]:
     """A page of `limit` rows of a listing of which some are left out; and the id that the next one goes on from.
 
     `read(place, count)` gives the ids of the `count` rows after a place, and those of the rows that are shown, by id.
     Reads at most ten times: then the page is short, with a place to go on from. None at the end.
     """
-    found: list[tuple[int, T]] = []
+
+    async def read_each(places: Mapping[int, int]) -> dict[int, Rows[T]]:
+        return {at: await read(its, limit + 1) for at, its in places.items()}
+
+    return (await filled_each({0: (limit, place)}, read_each))[0]
+
+
+async def filled_each(
+    pages: Mapping[int, tuple[int, int]], read: Callable[[Mapping[int, int]], Awaitable[Mapping[int, Rows[T]]]]
+) -> dict[int, tuple[list[T], int | None]]:
+    """As `filled` for pages (limit, place) by any keys, read together.
+
+    `read` gives for each key of a place the rows after it, one more than the page's limit.
+    """
+    found: dict[int, list[tuple[int, T]]] = {key: [] for key in pages}
+    going = {key: place for key, (_, place) in pages.items()}
+    made: dict[int, tuple[list[T], int | None]] = {}
     for _ in range(MAX_READS):
-        row_ids, rows = await read(place, limit + 1)
-        found += [(row_id, rows[row_id]) for row_id in row_ids if row_id in rows]
-        if len(found) > limit:
-            return [row for _, row in found[:limit]], found[limit - 1][0]
-        if len(row_ids) <= limit:
-            return [row for _, row in found], None
-        place = row_ids[-1]
-    return [row for _, row in found], place
+        if not going:
+            break
+        for key, (row_ids, rows) in (await read(going)).items():
+            limit, shown = pages[key][0], found[key]
+            shown += [(row_id, rows[row_id]) for row_id in row_ids if row_id in rows]
+            going[key] = row_ids[-1] if row_ids else 0
+            if len(shown) > limit or len(row_ids) <= limit:
+                made[key] = [row for _, row in shown[:limit]], shown[limit - 1][0] if len(shown) > limit else None
+                del going[key]
+    return made | {key: ([row for _, row in found[key]], place) for key, place in going.items()}
 
 
 def most_posts(request: Any) -> int:

@@ -95,8 +95,8 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     ]
 
 
-async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[list[pb.Post]]:
-    """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for, as of now.
+async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[dict[int, bytes]]:
+    """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for, as of now: as bytes.
 
     Raises Unavailable.
     """
@@ -106,11 +106,11 @@ async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequ
 
     posts, liked, seen = await look(sights, pages, read, partial(store.liked, pool), anew=True)
     return [
-        [
-            pb.Post.FromString(present(posts, post, sight, liked))
+        {
+            post_id: present(posts, post, sight, liked)
             for post_id in post_ids
             if (post := posts.get(post_id)) and sees(sight, posts, post)
-        ]
+        }
         for sight, (_, post_ids) in zip(seen, pages, strict=True)
     ]
 
@@ -238,7 +238,7 @@ async def hydrate_one(pool: Pool, sights: Sights, post_id: int, viewer_id: int) 
     [posts] = await hydrate(pool, sights, [(Viewer(viewer_id), [post_id])])
     if not posts:
         raise not_found(post_id)
-    return posts[0]
+    return pb.Post.FromString(posts[post_id])
 
 
 def present(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import errors, idempotency, ids, outbox
-from runtime.paging import DEFAULT_LIMIT, Cursors, filled
+from runtime import errors, idempotency, ids, members, outbox, validation, wire
+from runtime.paging import DEFAULT_LIMIT, Cursors, Rows, filled_each
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.acts import Act, perform, still
 from services.post.hot import HotPost, HotPosts
 from services.post.hydrate import hydrate, not_found, present
 from services.post.sight import Sights, Viewer
+
+UserPosts = wire.closed(pb.ListUserPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR])
+"""A ListUserPostsResponse whose posts are bytes."""
 
 
 async def create_posts(
@@ -88,7 +92,7 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
     response = await idempotency.write(pool, request, request.user_id, pb.SharePostResponse, work)
     if seen is not None:
         [originals] = await hydrate(pool, sights, [(Viewer(request.user_id), [seen.post_id])])
-        for original in originals:
+        for original in map(pb.Post.FromString, originals.values()):
             original.ClearField("shared_post")
             response.post.shared_post.CopyFrom(original)
     return response
@@ -148,25 +152,49 @@ async def remove(connection: Connection, row: store.LockedPost) -> None:
 
 
 async def list_user_posts(
-    pool: Pool, sights: Sights, cursors: Cursors, request: pb.ListUserPostsRequest
-) -> pb.ListUserPostsResponse:
-    """A page of those of one person's posts that the viewer may see.
+    pool: Pool, sights: Sights, cursors: Cursors, requests: Sequence[pb.ListUserPostsRequest]
+) -> list[Any]:
+    """For each request a page of those of one person's posts that the viewer may see (a `UserPosts`), or why not:
+    NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR). Raises Unavailable."""
+    results: dict[int, Any] = {}
+    starts: dict[int, int] = {}
+    for at, request in enumerate(requests):
+        try:
+            if wrong := validation.violations(request):
+                raise errors.InvalidArgument(*wrong)
+            starts[at] = cursors.open_id(scope(request), request.cursor, first=ids.MAX_ID + 1)
+        except errors.InvalidArgument as error:
+            results[at] = error
+    pairs = [(requests[at].viewer_id, requests[at].user_id) for at in starts]
+    viewers: dict[int, Viewer] = {}
+    for at, sight in zip(starts, await sights.of_each(pairs), strict=True):
+        if isinstance(sight, errors.Error):
+            results[at] = sight
+        elif sight.sees(requests[at].user_id, pb.VISIBILITY_PUBLIC):
+            version = sight.relation.version if sight.relation is not None else 0
+            viewers[at] = Viewer(sight.viewer_id, version, sight.kept)
+        else:
+            results[at] = UserPosts()
 
-    Raises NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR).
-    """
-    scope = ("posts", request.user_id, request.viewer_id)
-    before = cursors.open_id(scope, request.cursor, first=ids.MAX_ID + 1)
-    limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    sight = await sights.require(request.user_id, request.viewer_id)
-    if not sight.sees(request.user_id, pb.VISIBILITY_PUBLIC):
-        return pb.ListUserPostsResponse()
-    version = sight.relation.version if sight.relation is not None else 0
-    viewer = Viewer(request.viewer_id, version, sight.kept)
+    async def read(places: Mapping[int, int]) -> dict[int, Rows[bytes]]:
+        questions = [(requests[at].user_id, 0, before - 1, limit_of(requests[at]) + 1) for at, before in places.items()]
+        rows = members.unpack_each(await store.newest_of_each(pool, questions))
+        post_ids = [each[:, 0].tolist() for each in rows]
+        posts = await hydrate(pool, sights, [(viewers[at], its) for at, its in zip(places, post_ids, strict=True)])
+        return dict(zip(places, zip(post_ids, posts, strict=True), strict=True))
 
-    async def read(place: int, count: int) -> tuple[list[int], dict[int, pb.Post]]:
-        post_ids = await store.posts_of(pool, request.user_id, place, count)
-        [posts] = await hydrate(pool, sights, [(viewer, post_ids)])
-        return post_ids, {post.post_id: post for post in posts}
+    pages = {at: (limit_of(requests[at]), starts[at]) for at in viewers}
+    for at, (posts, last) in (await filled_each(pages, read)).items():
+        cursor = None if last is None else cursors.seal_id(scope(requests[at]), last)
+        results[at] = UserPosts(posts=posts, next_cursor=cursor)
+    return [results[at] for at in range(len(requests))]
 
-    posts, last = await filled(limit, before, read)
-    return pb.ListUserPostsResponse(posts=posts, next_cursor=None if last is None else cursors.seal_id(scope, last))
+
+def scope(request: pb.ListUserPostsRequest) -> tuple[str | int, ...]:
+    """What a page's cursor is bound to."""
+    return ("posts", request.user_id, request.viewer_id)
+
+
+def limit_of(request: pb.ListUserPostsRequest) -> int:
+    """How many posts a page holds at the most."""
+    return request.limit if request.HasField("limit") else DEFAULT_LIMIT

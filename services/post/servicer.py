@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
-from runtime import errors
+from runtime import errors, wire
 from runtime.coalesce import Coalescer, outcomes
-from runtime.paging import Cursors, require_fitting
+from runtime.paging import MAX_BATCH_POSTS, Cursors, most_posts, require_fitting
 from runtime.postgres import Pool
 from services.post import audit, comments, export, likes, posts, skeleton
 from services.post.acts import MAX_BATCH
@@ -20,6 +20,7 @@ from services.post.hydrate import hydrate_one
 from services.post.sight import Sights
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PostService"]
+PagesOf = wire.closed(pb.BatchListUserPostsResponse.DESCRIPTOR, [pb.ListUserPostsResponse.DESCRIPTOR])
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     @cached_property
     def _create_comment(self) -> Coalescer[pb.CreateCommentRequest, pb.CreateCommentResponse]:
         return Coalescer("CreateComment", self._create_comments, max_weight=MAX_BATCH)
+
+    @cached_property
+    def _pages_of(self) -> Coalescer[pb.ListUserPostsRequest, Any]:
+        work = partial(posts.list_user_posts, self.pool, self.sights, self.cursors)
+        return Coalescer("ListUserPosts", work, max_weight=MAX_BATCH_POSTS, weigh=most_posts)
 
     # After each write feeds of this process show the new counts.
 
@@ -91,8 +97,14 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     async def DeletePost(self, request: pb.DeletePostRequest, context: Any) -> pb.DeletePostResponse:
         return await posts.delete_post(self.hot, self.sights, request)
 
-    async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> pb.ListUserPostsResponse:
-        return await posts.list_user_posts(self.pool, self.sights, self.cursors, request)
+    async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> bytes:  # type: ignore[override]
+        return bytes((await self._pages_of(request)).SerializeToString())
+
+    async def BatchListUserPosts(self, request: pb.BatchListUserPostsRequest, context: Any) -> bytes:  # type: ignore[override]
+        require_fitting(sum(map(most_posts, request.items)))
+        pages = await posts.list_user_posts(self.pool, self.sights, self.cursors, request.items)
+        results = [page if isinstance(page, errors.Error) else page.SerializeToString() for page in pages]
+        return bytes(outcomes(PagesOf(), results).SerializeToString())
 
     async def LikePost(self, request: pb.LikePostRequest, context: Any) -> pb.LikePostResponse:
         return await self._like_post(request)

@@ -129,14 +129,22 @@ class Sights:
             raise errors.Unavailable("the graph cannot be reached")
         return [(aimed(found.get(post_id, []), sight), sight) for (_, post_id), sight in zip(acts, seen, strict=True)]
 
-    async def require(self, user_id: int, viewer_id: int) -> Sight:
-        """What a viewer may see of one person. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-        [sight] = await self.of([Viewer(viewer_id)], [user_id], anew=True)
-        if not sight.shows(user_id):
-            raise people.not_found(user_id)
-        if user_id not in sight.people:
-            raise errors.Unavailable("the graph cannot be reached")
-        return sight
+    async def of_each(self, pairs: Sequence[tuple[int, int]]) -> list[Sight | errors.Error]:
+        """What each viewer may see of one person (viewer, person), or why nothing: NotFound (USER_NOT_FOUND),
+        Unavailable. Raises Unavailable."""
+        if not pairs:
+            return []
+        seen = await self.of(
+            [Viewer(viewer_id) for viewer_id, _ in pairs], {user_id for _, user_id in pairs}, anew=True
+        )
+        return [
+            people.not_found(user_id)
+            if not sight.shows(user_id)
+            else errors.Unavailable("the graph cannot be reached")
+            if user_id not in sight.people
+            else sight
+            for (_, user_id), sight in zip(pairs, seen, strict=True)
+        ]
 
 
 def aimed(found: Sequence[store.Authored], sight: Sight) -> store.Target | None:

@@ -461,20 +461,6 @@ async def acts(
     )
 
 
-async def posts_of(pool: Pool, user_id: int, before: int, limit: int) -> list[int]:
-    """The ids of someone's posts below `before`, newest first, plain shares of deleted originals left out."""
-    rows = await fetch(
-        pool,
-        f"""
-        SELECT p.post_id FROM posts p
-        WHERE p.user_id = %(user)s AND p.post_id < %(before)s AND p.deleted_at IS NULL
-          AND {ORIGINAL_IS_THERE}
-        ORDER BY p.post_id DESC LIMIT %(limit)s""",
-        {"user": user_id, "before": before, "limit": limit},
-    )
-    return [row[0] for row in rows]
-
-
 async def comments_under(pool: Pool, post_id: int, after: int, limit: int) -> list[CommentRow]:
     """The comments under a post with an id above `after`, oldest first."""
     rows = await fetch(

@@ -18,7 +18,7 @@ from bench.population import Plan, Population
 from bench.reads import Reads, first_pages, measure
 
 PLAN = Plan(users=300, follows=100, writers=300, posts=10)
-MOST = 40.0
+MOST = 25.0
 """CPU of a read: the mesh's, stores included, over the floor's."""
 SECONDS = 2.0
 

@@ -16,7 +16,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors, ids, members, validation
 from runtime.clock import Clock, wall_clock
-from runtime.paging import DEFAULT_LIMIT, Cursors, require_fitting
+from runtime.paging import DEFAULT_LIMIT, Cursors, most_posts, require_fitting
 from tests.fakes.graph import FakeGraph
 from tests.fakes.idempotency import Answers
 from tests.fakes.ids import NextId
@@ -233,6 +233,12 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, context: Any) -> pb.BatchCreatePostsResponse:
         return await each(self.CreatePost, request.items, pb.BatchCreatePostsResponse())
+
+    async def BatchListUserPosts(
+        self, request: pb.BatchListUserPostsRequest, context: Any
+    ) -> pb.BatchListUserPostsResponse:
+        require_fitting(sum(map(most_posts, request.items)))
+        return await each(self.ListUserPosts, request.items, pb.BatchListUserPostsResponse())
 
     async def BatchLikePosts(self, request: pb.BatchLikePostsRequest, context: Any) -> pb.BatchLikePostsResponse:
         return await each(self.LikePost, request.items, pb.BatchLikePostsResponse())

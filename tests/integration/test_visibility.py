@@ -61,7 +61,7 @@ SEES = {
 }  # fmt: skip
 """The last two are followers, too."""
 NOT_IN_FEED = {"muting follower"}
-READS = {"GetPost", "BatchGetPosts", "ListUserPosts", "ListComments"}
+READS = {"GetPost", "BatchGetPosts", "ListUserPosts", "BatchListUserPosts", "ListComments"}
 """What nobody can do as well; all else takes somebody."""
 DELETIONS = {"DeletePost", "DeleteComment"}
 """Of one's own nothing is hidden: of others' only."""
@@ -223,6 +223,22 @@ async def list_user_posts(mesh: WholeMesh, case: Case) -> bool:
     ]
     of_author, of_sharer = ({post.post_id for post in page.posts} if page else set() for page in pages)
     nested_is(pages[1].posts, case, case.sees)
+    assert (case.share in of_sharer) == (case.post in of_author)
+    return case.post in of_author
+
+
+@rpc("BatchListUserPosts")
+async def list_posts_of_many(mesh: WholeMesh, case: Case) -> bool:
+    items = [
+        post_pb2.ListUserPostsRequest(user_id=user_id, viewer_id=viewing(case))
+        for user_id in (case.author, case.sharer)
+    ]
+    answer = await mesh.post.BatchListUserPosts(post_pb2.BatchListUserPostsRequest(items=items))
+    for item in answer.items:
+        if item.HasField("error"):
+            assert errors.from_status(item.error).reason == "USER_NOT_FOUND"
+    of_author, of_sharer = ({post.post_id for post in item.result.posts} for item in answer.items)
+    nested_is(answer.items[1].result.posts, case, case.sees)
     assert (case.share in of_sharer) == (case.post in of_author)
     return case.post in of_author
 

@@ -22,6 +22,7 @@ def test_reads_are_tried_again_and_writes_and_streams_are_not() -> None:
         "BatchGetRelations",
         "GetPost",
         "ListUserPosts",
+        "BatchListUserPosts",
         "ListComments",
         "BatchGetPosts",
         "BatchGetFollowerCounts",

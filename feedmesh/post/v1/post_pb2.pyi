@@ -946,6 +946,84 @@ class BatchLikePostsResponse(_message.Message):
 Global___BatchLikePostsResponse: _TypeAlias = BatchLikePostsResponse  # noqa: Y015
 
 @_typing.final
+class BatchListUserPostsRequest(_message.Message):
+    """BatchListUserPostsRequest asks for pages of many people's posts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListUserPostsRequest]:
+        """items are the pages, at most 64, and at most 640 posts in all; each is held against its own rules."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ListUserPostsRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListUserPostsRequest: _TypeAlias = BatchListUserPostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchListUserPostsResponse(_message.Message):
+    """BatchListUserPostsResponse answers BatchListUserPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is a page, or why there is none."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___ListUserPostsResponse:
+            """result is the page."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what ListUserPosts would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___ListUserPostsResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListUserPostsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListUserPostsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListUserPostsResponse: _TypeAlias = BatchListUserPostsResponse  # noqa: Y015
+
+@_typing.final
 class BatchUnlikePostsRequest(_message.Message):
     """BatchUnlikePostsRequest holds requests of UnlikePost."""
 

@@ -90,6 +90,11 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.FromString,
                 _registered_method=True)
+        self.BatchListUserPosts = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchListUserPosts',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsResponse.FromString,
+                _registered_method=True)
         self.BatchLikePosts = channel.unary_unary(
                 '/feedmesh.post.v1.PostService/BatchLikePosts',
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchLikePostsRequest.SerializeToString,
@@ -240,6 +245,13 @@ class PostServiceServicer:
 
     def BatchCreatePosts(self, request, context):
         """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchListUserPosts(self, request, context):
+        """BatchListUserPosts makes pages of many people's posts; each may fail alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -399,6 +411,11 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.BatchCreatePosts,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.SerializeToString,
+            ),
+            'BatchListUserPosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchListUserPosts,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsResponse.SerializeToString,
             ),
             'BatchLikePosts': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchLikePosts,
@@ -764,6 +781,33 @@ class PostService:
             '/feedmesh.post.v1.PostService/BatchCreatePosts',
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchCreatePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchListUserPosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchListUserPosts',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListUserPostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,8 @@ class PostServiceStub:
     """
     BatchCreatePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchCreatePostsRequest, _post_pb2.BatchCreatePostsResponse]
     """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+    BatchListUserPosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchListUserPostsRequest, _post_pb2.BatchListUserPostsResponse]
+    """BatchListUserPosts makes pages of many people's posts; each may fail alone."""
     BatchLikePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchLikePostsRequest, _post_pb2.BatchLikePostsResponse]
     """BatchLikePosts likes posts for many people, in one transaction; each may fail alone."""
     BatchUnlikePosts: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchUnlikePostsRequest, _post_pb2.BatchUnlikePostsResponse]
@@ -151,6 +153,8 @@ class PostServiceAsyncStub(PostServiceStub):
     """
     BatchCreatePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchCreatePostsRequest, _post_pb2.BatchCreatePostsResponse]  # type: ignore[assignment]
     """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+    BatchListUserPosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchListUserPostsRequest, _post_pb2.BatchListUserPostsResponse]  # type: ignore[assignment]
+    """BatchListUserPosts makes pages of many people's posts; each may fail alone."""
     BatchLikePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchLikePostsRequest, _post_pb2.BatchLikePostsResponse]  # type: ignore[assignment]
     """BatchLikePosts likes posts for many people, in one transaction; each may fail alone."""
     BatchUnlikePosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchUnlikePostsRequest, _post_pb2.BatchUnlikePostsResponse]  # type: ignore[assignment]
@@ -292,6 +296,14 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_post_pb2.BatchCreatePostsResponse, _abc.Awaitable[_post_pb2.BatchCreatePostsResponse]]:
         """BatchCreatePosts publishes many people's posts, in one transaction; each may fail alone."""
+
+    @_abc_1.abstractmethod
+    def BatchListUserPosts(
+        self,
+        request: _post_pb2.BatchListUserPostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchListUserPostsResponse, _abc.Awaitable[_post_pb2.BatchListUserPostsResponse]]:
+        """BatchListUserPosts makes pages of many people's posts; each may fail alone."""
 
     @_abc_1.abstractmethod
     def BatchLikePosts(
