@@ -111,8 +111,6 @@ class Coalescer(Generic[I, R]):
             self._look_again(member.deadline)
         try:
             return await member.result
-        except TimeoutError:
-            raise errors.Unavailable("the deadline has passed") from None
         except asyncio.CancelledError:
             self._leave(member)
             raise

@@ -121,8 +121,7 @@ class Relay:
         """Publishes up to 500 events; True when there may be more."""
         if self.paused or not self.usable:
             return False
-        # Two journeys instead of four: each event waits for them.
-        async with self.pool.connection() as connection, connection.pipeline(), connection.transaction():
+        async with self.pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
                 """
                 SELECT event_id, partition_key, event FROM outbox WHERE published_at IS NULL

@@ -8,7 +8,7 @@ from typing import Any
 from feedmesh.event.v1 import event_pb2
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, members, outbox, validation, wire
-from runtime.paging import DEFAULT_LIMIT, Cursors, Rows, filled_each
+from runtime.paging import Cursors, Rows, filled_each, most_posts
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.acts import Act, perform, still
@@ -176,14 +176,15 @@ async def list_user_posts(
         else:
             results[at] = UserPosts()
 
+    pages = {at: (most_posts(requests[at]), starts[at]) for at in viewers}
+
     async def read(places: Mapping[int, int]) -> dict[int, Rows[bytes]]:
-        questions = [(requests[at].user_id, 0, before - 1, limit_of(requests[at]) + 1) for at, before in places.items()]
+        questions = [(requests[at].user_id, 0, before - 1, pages[at][0] + 1) for at, before in places.items()]
         rows = members.unpack_each(await store.newest_of_each(pool, questions))
         post_ids = [each[:, 0].tolist() for each in rows]
         posts = await hydrate(pool, sights, [(viewers[at], its) for at, its in zip(places, post_ids, strict=True)])
         return dict(zip(places, zip(post_ids, posts, strict=True), strict=True))
 
-    pages = {at: (limit_of(requests[at]), starts[at]) for at in viewers}
     for at, (posts, last) in (await filled_each(pages, read)).items():
         cursor = None if last is None else cursors.seal_id(scope(requests[at]), last)
         results[at] = UserPosts(posts=posts, next_cursor=cursor)
@@ -193,8 +194,3 @@ async def list_user_posts(
 def scope(request: pb.ListUserPostsRequest) -> tuple[str | int, ...]:
     """What a page's cursor is bound to."""
     return ("posts", request.user_id, request.viewer_id)
-
-
-def limit_of(request: pb.ListUserPostsRequest) -> int:
-    """How many posts a page holds at the most."""
-    return request.limit if request.HasField("limit") else DEFAULT_LIMIT

@@ -20,7 +20,7 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import client, errors, ids, members, validation, wire
 from runtime.members import Members
-from runtime.paging import DEFAULT_LIMIT, Cursors
+from runtime.paging import Cursors, most_posts
 from runtime.relations import Relation, Relations
 from services.timeline import metrics, scroll
 from services.timeline.authors import newest_of
@@ -157,7 +157,7 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
         except errors.Error as error:
             results[at] = error
             continue
-        limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        limit = most_posts(request)
         pages[at] = Page(viewer, order_of(request), limit, place, response, own=own.get(viewer.user_id))
     await take_hold(parts.sources, list(pages.values()), read)
     await fill(parts, list(pages.values()))

@@ -33,7 +33,7 @@ from services.graph.servicer import SERVICE as GRAPH
 from services.post.servicer import SERVICE as POST
 from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
-from services.timeline import scroll
+from services.timeline import scroll, skeleton
 from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts
 from services.timeline.servicer import TimelineServicer
@@ -301,6 +301,15 @@ async def test_without_ranking_a_page_is_newest_first_and_says_so(worlds: Worlds
         assert [post.post_id for post in page.posts] == posts[::-1]
         assert list(page.degraded) == ["ranking"]
         assert list((await mesh.page(pb.FEED_ORDER_LATEST, 20)).degraded) == []
+
+
+async def test_a_window_holds_more_of_ones_own_posts_than_are_read_ahead(worlds: Worlds) -> None:
+    async with worlds(skeleton.WINDOW) as mesh:
+        await mesh.follow(1)
+        other = await mesh.post(1)
+        own = [await mesh.post(READER) for _ in range(skeleton.OWN + 5)]
+        page = await mesh.page(pb.FEED_ORDER_LATEST, 100)
+        assert [post.post_id for post in page.posts] == [*own[::-1], other]
 
 
 async def test_without_the_modes_a_page_is_read_from_postgres_and_says_so(worlds: Worlds) -> None:

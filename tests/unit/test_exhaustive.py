@@ -130,3 +130,12 @@ def settings_of(name: str) -> list[str]:
     module, _, kind = CONFIGS[name].partition(":")
     fields = getattr(importlib.import_module(module), kind).model_fields
     return [config.PREFIX + field.upper() for field in fields]
+
+
+@pytest.mark.parametrize("module", [process.argv[-1] for process in processes.FEEDMESH.processes])
+def test_every_process_sets_grpc_up_before_it_imports_it(module: str) -> None:
+    """See runtime/__init__.py."""
+    main = f"{module}.__main__" if ROOT.joinpath(*module.split(".")).is_dir() else module
+    program = f"import sys, {main}; print([name for name in sys.modules if name in ('runtime', 'grpc')])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("['runtime', 'grpc']", "['runtime']")
