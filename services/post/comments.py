@@ -12,7 +12,6 @@ from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.acts import Act, perform, still
-from services.post.hot import HotPosts
 from services.post.hydrate import not_found
 from services.post.sight import Sights
 
@@ -80,13 +79,13 @@ async def list_comments(
     )
 
 
-async def delete_comment(hot: HotPosts, sights: Sights, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
+async def delete_comment(pool: Pool, sights: Sights, request: pb.DeleteCommentRequest) -> pb.DeleteCommentResponse:
     """Deletes a comment of one's own, or under a post of one's own.
 
     Raises NotFound (COMMENT_NOT_FOUND), Forbidden (NOT_OWNER).
     """
-    under = await store.post_of_comment(hot.pool, request.comment_id) or request.comment_id
-    seen, _ = await sights.target(hot.pool, request.user_id, under)
+    under = await store.post_of_comment(pool, request.comment_id) or request.comment_id
+    seen, _ = await sights.target(pool, request.user_id, under)
 
     async def work(connection: Connection) -> pb.DeleteCommentResponse:
         row = await store.lock_comment(connection, request.comment_id)
@@ -97,13 +96,11 @@ async def delete_comment(hot: HotPosts, sights: Sights, request: pb.DeleteCommen
             raise errors.Forbidden("NOT_OWNER", "neither the comment nor the post is yours")
         if not row.deleted:
             await store.delete_comment(connection, row)
-            fact = event_pb2.CommentDeleted(comment_id=row.comment_id, post_id=row.post_id)
+            fact = event_pb2.CommentDeleted(comment_id=row.comment_id, post_id=row.post_id, user_id=row.user_id)
             await outbox.add(connection, row.post_id, event_pb2.Event(comment_deleted=fact))
         return pb.DeleteCommentResponse()
 
-    answer = await idempotency.write(hot.pool, request, request.user_id, pb.DeleteCommentResponse, work)
-    hot.drop([under])
-    return answer
+    return await idempotency.write(pool, request, request.user_id, pb.DeleteCommentResponse, work)
 
 
 def present(row: store.CommentRow, username: str) -> pb.Comment:

@@ -45,7 +45,7 @@ async def step(connection: postgres.Connection, user_id: int) -> bool:
     await likes.tell(connection, [store.Like(user_id, *on) for on in taken], liked=False)
     found += len(taken)
     for comment_id, post_id in await store.take_comments(connection, user_id, ROWS):
-        fact = event_pb2.CommentDeleted(comment_id=comment_id, post_id=post_id)
+        fact = event_pb2.CommentDeleted(comment_id=comment_id, post_id=post_id, user_id=user_id)
         await outbox.add(connection, post_id, event_pb2.Event(comment_deleted=fact))
         found += 1
     for row in await store.lock_posts_of(connection, user_id, ROWS):

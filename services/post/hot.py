@@ -1,7 +1,8 @@
-"""Posts as they were at most half a second ago: what is the same for everybody who sees them.
+"""Posts that feeds showed, in memory: what is the same for everybody who sees them, exactly as it is now.
 
-What is deleted is gone at once, and whoever likes, comments or shares sees that at once, whichever process did it:
-`hydrate.py` reads anew what changed since a post was read.
+A post stays for as long as nothing about it changes. Every write notes in its own transaction which posts it changed
+(`post_changes`), and every read first asks for the notes that were added since the last one: so whatever was true
+before a read began is in what it is given, whichever process wrote it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from runtime.coalesce import Coalescer
 from runtime.postgres import Pool
 from services.post import metrics, store
 
-FRESH_S = 0.5
-KEPT_POSTS = 20_000
-"""1 KB each, mostly; at the most 45 KB."""
+KEPT_POSTS = 100_000
+"""1.2 KB each, mostly; at the most 45 KB."""
+KEPT_S = 300.0
+"""How long a post is held before it is read anew though no change was noted: whatever goes wrong heals by then."""
+KEPT_AUTHORS = 100_000
+"""Authors of whom it is known when they last wrote or deleted something."""
+GAP_S = 60.0
+"""After how long without a look at the notes all is forgotten; they are kept for twice as long."""
 KEPT_SHARES = 200
 """Plain shares of one post that are kept with it; where there are more, they are asked for viewer by viewer."""
 READ_POSTS = 2_000
@@ -30,18 +36,14 @@ Share = tuple[int, int]
 class HotPost:
     """A post that is not deleted, its counts and shares, as of one moment."""
 
-    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "shares", "xmin")
+    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "shares")
 
-    def __init__(
-        self, row: store.PostRow, read_s: float, shares: tuple[Share, ...] | None = None, xmin: int = 0
-    ) -> None:
+    def __init__(self, row: store.PostRow, read_s: float = 0, shares: tuple[Share, ...] | None = None) -> None:
         self.row = row
         self.read_s = read_s
         """Before it was read, in seconds of `time.monotonic()`."""
         self.shares = shares
         """Its plain shares, newest first; None where they were not read, or are too many to be kept."""
-        self.xmin = xmin
-        """What transactions below this one did, it has."""
         self.plain = (
             row.visibility == pb.VISIBILITY_PUBLIC and row.original_id == row.post_id and row.shared_post_id is None
         )
@@ -72,20 +74,44 @@ class HotPost:
 
 
 class HotPosts:
-    """The posts that were read last, of one process."""
+    """The posts that were shown last, of one process."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         # In the order in which they were read.
         self._known: dict[int, HotPost] = {}
-        # What changed while a read was under way, by the read.
-        self._changed: dict[object, set[int]] = {}
+        # What changed while a read was under way, by the read; None for anything.
+        self._changed: dict[object, set[int] | None] = {}
         # One query at a time: who asks for what is being read waits for it, and finds it.
         self._reads = Coalescer("posts", self._read_lacking, max_weight=READ_POSTS, in_flight=1, weigh=len)
+        # All notes that this snapshot sees were heeded.
+        self._seen: store.Snapshot | None = None
+        self._looked_s = 0.0
+        # The transaction of each author's last note, and the one from which on none is lacking.
+        self._wrote: dict[int, int] = {}
+        self._wrote_since = 0
+
+    async def look(self, user_ids: list[int], post_ids: list[int]) -> set[tuple[int, int]]:
+        """Those of some pairs of user and post, one for one, that are likes; and forgets what changed until now."""
+        seen, asked_s = self._seen, time.monotonic()
+        acts = await store.acts(self.pool, user_ids, post_ids, seen)
+        gap = asked_s - self._looked_s > GAP_S
+        if seen is None or acts.changes is None or gap or acts.snapshot.xmax < seen.xmax:
+            # Notes may be lacking, or are too many; or this is a database of before, that was put back.
+            self._forget_all(acts.snapshot)
+        else:
+            self._heed(acts.changes)
+            self._seen = max(self._seen or acts.snapshot, acts.snapshot)
+        self._looked_s = max(self._looked_s, asked_s)
+        return acts.likes
+
+    def held(self, post_id: int) -> HotPost | None:
+        """A post as it was at the last `look`, if it is held."""
+        return self._known.get(post_id)
 
     async def of(self, post_ids: Collection[int]) -> dict[int, HotPost]:
-        """Those of the posts (at most 2,000) that there were at some moment of the last half second."""
-        found, lacking = self._fresh(post_ids)
+        """Those of the posts (at most 2,000) that there are, as of the last `look` or later."""
+        found, lacking = self._find(post_ids)
         if lacking:
             for each in await self._reads(lacking):
                 found[each.row.post_id] = each
@@ -93,53 +119,67 @@ class HotPosts:
         metrics.HOT_POSTS.labels("read").inc(len(lacking))
         return found
 
-    async def read(self, post_ids: Collection[int]) -> dict[int, HotPost]:
-        """Those of the posts that there are, as of now."""
-        if not post_ids:
-            return {}
-        ticket, changed = object(), set[int]()
-        self._changed[ticket] = changed
-        read_s = time.monotonic()
-        try:
-            rows = await store.posts_with_shares(self.pool, post_ids, KEPT_SHARES)
-        finally:
-            del self._changed[ticket]
-        found = {row.post_id: HotPost(row, read_s, shares, xmin) for row, shares, xmin in rows}
-        self.drop(post_ids)
-        self._known |= {post_id: post for post_id, post in found.items() if post_id not in changed}
-        self._forget(read_s - FRESH_S)
-        return found
+    @property
+    def as_of(self) -> int:
+        """The transaction below which the last `look` saw all."""
+        return self._seen.xmin if self._seen is not None else 0
 
-    def drop(self, post_ids: Collection[int]) -> None:
-        """Forgets posts that have just changed, and what is being read of them."""
-        for post_id in post_ids:
+    def has_written(self, author_id: int, since: int) -> bool:
+        """Whether an author may have written or deleted something in the transaction `since` or later."""
+        if self._seen is None or since > self._seen.xmax:  # of a database that was put back since
+            return True
+        return since < self._wrote_since or self._wrote.get(author_id, 0) >= since
+
+    def _heed(self, changes: Iterable[store.Change]) -> None:
+        for user_id, post_id, xid in changes:
             self._known.pop(post_id, None)
-        for changed in self._changed.values():
-            changed.update(post_ids)
+            for changed in self._changed.values():
+                if changed is not None:
+                    changed.add(post_id)
+            if user_id:
+                self._wrote[user_id] = max(xid, self._wrote.pop(user_id, 0))
+        while len(self._wrote) > KEPT_AUTHORS:
+            oldest = next(iter(self._wrote))
+            self._wrote_since = max(self._wrote_since, self._wrote.pop(oldest) + 1)
 
-    def _fresh(self, post_ids: Iterable[int]) -> tuple[dict[int, HotPost], list[int]]:
-        since_s = time.monotonic() - FRESH_S
+    def _forget_all(self, seen: store.Snapshot) -> None:
+        self._known.clear()
+        self._changed = dict.fromkeys(self._changed)
+        self._wrote.clear()
+        self._seen, self._wrote_since = seen, seen.xmax
+
+    def _find(self, post_ids: Iterable[int]) -> tuple[dict[int, HotPost], list[int]]:
+        since_s = time.monotonic() - KEPT_S
+        known = self._known
         found, lacking = {}, []
         for post_id in post_ids:
-            known = self._known.get(post_id)
-            if known is not None and known.read_s > since_s:
-                found[post_id] = known
+            post = known.get(post_id)
+            if post is not None and post.read_s > since_s:
+                found[post_id] = post
             else:
                 lacking.append(post_id)
         return found, lacking
 
     async def _read_lacking(self, many: Sequence[Collection[int]]) -> list[list[HotPost]]:
         # What others waited for before may be what is wanted now.
-        found, lacking = self._fresh({post_id for post_ids in many for post_id in post_ids})
-        found |= await self.read(lacking)
+        found, lacking = self._find({post_id for post_ids in many for post_id in post_ids})
+        if lacking:
+            found |= await self._read(lacking)
         return [[found[post_id] for post_id in post_ids if post_id in found] for post_ids in many]
 
-    def _forget(self, before_s: float) -> None:
-        """Makes room: what is old goes, and of what is too much the oldest."""
-        old: list[int] = []
-        for post_id, post in self._known.items():
-            if post.read_s > before_s and len(self._known) - len(old) <= KEPT_POSTS:
-                break
-            old.append(post_id)
-        for post_id in old:
-            del self._known[post_id]
+    async def _read(self, post_ids: Collection[int]) -> dict[int, HotPost]:
+        ticket, read_s = object(), time.monotonic()
+        self._changed[ticket] = set()
+        try:
+            rows = await store.posts_with_shares(self.pool, post_ids, KEPT_SHARES)
+        finally:
+            changed = self._changed.pop(ticket)
+        found = {row.post_id: HotPost(row, read_s, shares) for row, shares in rows}
+        if changed is not None:
+            for post_id, post in found.items():
+                self._known.pop(post_id, None)
+                if post_id not in changed:
+                    self._known[post_id] = post
+            while len(self._known) > KEPT_POSTS:
+                del self._known[next(iter(self._known))]
+        return found

@@ -8,9 +8,7 @@ nothing about them is the viewer's own: such a post is looked at once for all pa
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
@@ -22,16 +20,9 @@ from services.post.hot import HotPost, HotPosts
 from services.post.people import Person
 from services.post.sight import STRANGER, Sight, Sights, Viewer
 
-Read = Callable[[Collection[int]], Awaitable[dict[int, HotPost]]]
-"""Reads those of some posts that there are."""
-Likes = Mapping[tuple[int, int], bool]
-"""Who likes what, and whether since lately: as `store.liked`."""
+Likes = set[tuple[int, int]]
+"""Who likes what."""
 
-ReadLikes = Callable[[list[int], list[int]], Awaitable[Likes]]
-"""Reads which of some pairs of user and post, one for one, are likes."""
-
-MAX_XID = 2**63 - 1
-"""Above all transactions."""
 LIKED = pb.Post(liked=True).SerializeToString()
 WithOriginal = wire.closed(pb.Post.DESCRIPTOR, [pb.Post.DESCRIPTOR])
 """A post with its original's bytes."""
@@ -58,30 +49,24 @@ class Shown(NamedTuple):
 
 
 async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) -> list[Shown]:
-    """Pages of feeds, of posts as they were at most half a second ago, but for what their viewers did.
-
-    Raises Unavailable.
-    """
-    begun_s = time.monotonic()
-    since = MAX_XID
-    lately: set[int] = set()
-
-    async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
-        nonlocal since
-        found = await hot.of(post_ids)
-        since = min([since, *(post.xmin for post in found.values())])
-        return found
-
-    async def likes(user_ids: list[int], post_ids: list[int]) -> Likes:
-        liked, changed = await store.acts(hot.pool, user_ids, post_ids, since)
-        lately.update(changed, (post_id for (_, post_id), recently in liked.items() if recently))
-        return liked
-
-    posts, liked, seen = await look(sights, [(page.viewer, page.post_ids) for page in pages], read, likes)
-    # What was deleted since a post was read is gone, and what a viewer did to it counts.
-    if counted := {post_id for post_id in lately if post_id in posts and posts[post_id].read_s < begun_s}:
-        anew = await hot.read(counted)
-        posts = {post_id: post for post_id, post in posts.items() if post_id not in counted} | anew
+    """Pages of feeds, as of now. Raises Unavailable."""
+    asked = [(page.viewer, page.post_ids) for page in pages]
+    originals = {
+        post_id: post.row.shared_post_id
+        for _, post_ids in asked
+        for post_id in post_ids
+        if (post := hot.held(post_id)) is not None and post.row.shared_post_id is not None
+    }
+    liked = await hot.look(*likeable(asked, originals))
+    posts = await hot.of({post_id for _, post_ids in asked for post_id in post_ids})
+    shared = originals_of(posts)
+    if shared:
+        posts |= await hot.of(set(shared.values()) - posts.keys())
+        if more := {post_id: original_id for post_id, original_id in shared.items() if post_id not in originals}:
+            of_them = [(viewer, list(more.keys() & post_ids)) for viewer, post_ids in asked]
+            liked |= await store.liked(hot.pool, *likeable(of_them, more))
+    viewers = [page.viewer for page in pages]
+    seen = await sights.of(viewers, {post.row.user_id for post in posts.values()})
     shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
@@ -98,13 +83,19 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
 async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[dict[int, bytes]]:
     """For each page (viewer, post ids) the posts that the viewer may see, in the order asked for, as of now: as bytes.
 
-    Raises Unavailable.
+    What is not there is asked for as what may not be seen is, so that the time tells nothing. Raises Unavailable.
     """
-
-    async def read(post_ids: Collection[int]) -> dict[int, HotPost]:
-        return {post_id: HotPost(row, 0) for post_id, row in (await store.posts(pool, post_ids)).items()}
-
-    posts, liked, seen = await look(sights, pages, read, partial(store.liked, pool), anew=True)
+    rows = await store.posts(pool, {post_id for _, post_ids in pages for post_id in post_ids})
+    posts = {post_id: HotPost(row) for post_id, row in rows.items()}
+    originals = originals_of(posts)
+    if lacking := set(originals.values()) - posts.keys():
+        posts |= {post_id: HotPost(row) for post_id, row in (await store.posts(pool, lacking)).items()}
+    authors = {post.row.user_id for post in posts.values()}
+    if not authors:
+        authors = {post_id for _, post_ids in pages for post_id in post_ids}
+    liked, seen = await asyncio.gather(
+        store.liked(pool, *likeable(pages, originals)), sights.of([viewer for viewer, _ in pages], authors, anew=True)
+    )
     return [
         {
             post_id: present(posts, post, sight, liked)
@@ -115,32 +106,25 @@ async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequ
     ]
 
 
-async def look(
-    sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]], read: Read, likes: ReadLikes, *, anew: bool = False
-) -> tuple[dict[int, HotPost], Likes, list[Sight]]:
-    """The posts of pages with their originals, who of the viewers likes which, and what each viewer may see.
+def originals_of(posts: Mapping[int, HotPost]) -> dict[int, int]:
+    """Of those of the posts that share or quote one: which."""
+    return {post_id: post.row.shared_post_id for post_id, post in posts.items() if post.row.shared_post_id is not None}
 
-    With `anew` what is not there is asked for as what may not be seen is, so that the time tells nothing.
-    """
-    posts = await read({post_id for _, post_ids in pages for post_id in post_ids})
-    originals = {
-        post_id: post.row.shared_post_id for post_id, post in posts.items() if post.row.shared_post_id is not None
-    }
-    if lacking := set(originals.values()) - posts.keys():
-        posts |= await read(lacking)
+
+def likeable(
+    pages: Iterable[tuple[Viewer, Sequence[int]]], originals: Mapping[int, int]
+) -> tuple[list[int], list[int]]:
+    """What viewers may like of what is on their pages, originals too: users and posts, one for one."""
     user_ids: list[int] = []
-    likeable: list[int] = []
+    asked: list[int] = []
     for viewer, post_ids in pages:
         if viewer.user_id != STRANGER:
-            asked = [*post_ids, *(originals[post_id] for post_id in originals.keys() & post_ids)]
-            user_ids += [viewer.user_id] * len(asked)
-            likeable += asked
-    authors = {post.row.user_id for post in posts.values()}
-    if anew and not authors:
-        authors = {post_id for _, post_ids in pages for post_id in post_ids}
-    viewers = [viewer for viewer, _ in pages]
-    liked, seen = await asyncio.gather(likes(user_ids, likeable), sights.of(viewers, authors, anew=anew))
-    return posts, liked, seen
+            before = len(asked)
+            asked += post_ids
+            if originals:
+                asked += [originals[post_id] for post_id in post_ids if post_id in originals]
+            user_ids += [viewer.user_id] * (len(asked) - before)
+    return user_ids, asked
 
 
 def sees(sight: Sight, posts: Mapping[int, HotPost], post: HotPost) -> bool:

@@ -12,7 +12,7 @@ from runtime.paging import Cursors, Rows, filled_each, most_posts
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.acts import Act, perform, still
-from services.post.hot import HotPost, HotPosts
+from services.post.hot import HotPost
 from services.post.hydrate import hydrate, not_found, present
 from services.post.sight import Sights, Viewer
 
@@ -73,12 +73,11 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
             quote = store.NewPost(request.user_id, request.content, "", pb.VISIBILITY_PUBLIC, original.post_id)
             [share_id] = await store.insert_posts(connection, [quote])
             await store.add_delta(connection, original.post_id, shares=1)
-            await store.note_change(connection, request.user_id, original.post_id)
             await tell_created(connection, shared(request.user_id, share_id, share_id, original))
         else:
             share_id = await share_plainly(connection, request.user_id, original)
         rows = await store.posts(connection, [share_id, original.post_id])
-        shown = {post_id: HotPost(row, 0) for post_id, row in rows.items()}
+        shown = {post_id: HotPost(row) for post_id, row in rows.items()}
         if len(rows) < 2:
             # The original was deleted meanwhile: nothing is written.
             raise not_found(request.post_id)
@@ -121,10 +120,9 @@ async def tell_created(connection: Connection, *facts: event_pb2.PostCreated) ->
     await outbox.add_all(connection, [(fact.author_id, event_pb2.Event(post_created=fact)) for fact in facts])
 
 
-async def delete_post(hot: HotPosts, sights: Sights, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
+async def delete_post(pool: Pool, sights: Sights, request: pb.DeletePostRequest) -> pb.DeletePostResponse:
     """Deletes one's own post. Raises NotFound (POST_NOT_FOUND), Forbidden (NOT_OWNER)."""
-    seen, _ = await sights.target(hot.pool, request.user_id, request.post_id)
-    changed = {request.post_id}
+    seen, _ = await sights.target(pool, request.user_id, request.post_id)
 
     async def work(connection: Connection) -> pb.DeletePostResponse:
         row = await store.lock_post(connection, request.post_id)
@@ -135,12 +133,9 @@ async def delete_post(hot: HotPosts, sights: Sights, request: pb.DeletePostReque
             raise errors.Forbidden("NOT_OWNER", "the post is someone else's")
         if not row.deleted:
             await remove(connection, row)
-            changed.add(row.shared_post_id or request.post_id)
         return pb.DeletePostResponse()
 
-    answer = await idempotency.write(hot.pool, request, request.user_id, pb.DeletePostResponse, work)
-    hot.drop(changed)
-    return answer
+    return await idempotency.write(pool, request, request.user_id, pb.DeletePostResponse, work)
 
 
 async def remove(connection: Connection, row: store.LockedPost) -> None:
@@ -180,7 +175,7 @@ async def list_user_posts(
 
     async def read(places: Mapping[int, int]) -> dict[int, Rows[bytes]]:
         questions = [(requests[at].user_id, 0, before - 1, pages[at][0] + 1) for at, before in places.items()]
-        rows = members.unpack_each(await store.newest_of_each(pool, questions))
+        rows = members.unpack_each((await store.newest_of_each(pool, questions))[0])
         post_ids = [each[:, 0].tolist() for each in rows]
         posts = await hydrate(pool, sights, [(viewers[at], its) for at, its in zip(places, post_ids, strict=True)])
         return dict(zip(places, zip(post_ids, posts, strict=True), strict=True))

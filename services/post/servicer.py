@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -40,62 +40,38 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
 
     @cached_property
     def _create_post(self) -> Coalescer[pb.CreatePostRequest, pb.CreatePostResponse]:
-        return Coalescer("CreatePost", self._create_posts, max_weight=MAX_BATCH)
+        return Coalescer("CreatePost", partial(posts.create_posts, self.pool, self.sights), max_weight=MAX_BATCH)
 
     @cached_property
     def _like_post(self) -> Coalescer[pb.LikePostRequest, pb.LikePostResponse]:
-        return Coalescer("LikePost", self._like_posts, max_weight=MAX_BATCH)
+        return Coalescer("LikePost", partial(likes.like_posts, self.pool, self.sights), max_weight=MAX_BATCH)
 
     @cached_property
     def _unlike_post(self) -> Coalescer[pb.UnlikePostRequest, pb.UnlikePostResponse]:
-        return Coalescer("UnlikePost", self._unlike_posts, max_weight=MAX_BATCH)
+        return Coalescer("UnlikePost", partial(likes.unlike_posts, self.pool, self.sights), max_weight=MAX_BATCH)
 
     @cached_property
     def _create_comment(self) -> Coalescer[pb.CreateCommentRequest, pb.CreateCommentResponse]:
-        return Coalescer("CreateComment", self._create_comments, max_weight=MAX_BATCH)
+        return Coalescer(
+            "CreateComment", partial(comments.create_comments, self.pool, self.sights), max_weight=MAX_BATCH
+        )
 
     @cached_property
     def _pages_of(self) -> Coalescer[pb.ListUserPostsRequest, Any]:
         work = partial(posts.list_user_posts, self.pool, self.sights, self.cursors)
         return Coalescer("ListUserPosts", work, max_weight=MAX_BATCH_POSTS, weigh=most_posts)
 
-    # After each write feeds of this process show the new counts.
-
-    async def _create_posts(
-        self, requests: Sequence[pb.CreatePostRequest]
-    ) -> list[pb.CreatePostResponse | errors.Error]:
-        return await posts.create_posts(self.pool, self.sights, requests)
-
-    async def _like_posts(self, requests: Sequence[pb.LikePostRequest]) -> list[pb.LikePostResponse | errors.Error]:
-        results = await likes.like_posts(self.pool, self.sights, requests)
-        self.hot.drop([each.post_id for each in results if not isinstance(each, errors.Error)])
-        return results
-
-    async def _unlike_posts(
-        self, requests: Sequence[pb.UnlikePostRequest]
-    ) -> list[pb.UnlikePostResponse | errors.Error]:
-        results = await likes.unlike_posts(self.pool, self.sights, requests)
-        self.hot.drop([each.post_id for each in results if not isinstance(each, errors.Error)])
-        return results
-
-    async def _create_comments(
-        self, requests: Sequence[pb.CreateCommentRequest]
-    ) -> list[pb.CreateCommentResponse | errors.Error]:
-        results = await comments.create_comments(self.pool, self.sights, requests)
-        self.hot.drop([each.comment.post_id for each in results if not isinstance(each, errors.Error)])
-        return results
-
     async def CreatePost(self, request: pb.CreatePostRequest, context: Any) -> pb.CreatePostResponse:
         return await self._create_post(request)
 
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, context: Any) -> pb.BatchCreatePostsResponse:
-        return outcomes(pb.BatchCreatePostsResponse(), await self._create_posts(request.items))
+        return outcomes(pb.BatchCreatePostsResponse(), await posts.create_posts(self.pool, self.sights, request.items))
 
     async def GetPost(self, request: pb.GetPostRequest, context: Any) -> pb.GetPostResponse:
         return pb.GetPostResponse(post=await hydrate_one(self.pool, self.sights, request.post_id, request.viewer_id))
 
     async def DeletePost(self, request: pb.DeletePostRequest, context: Any) -> pb.DeletePostResponse:
-        return await posts.delete_post(self.hot, self.sights, request)
+        return await posts.delete_post(self.pool, self.sights, request)
 
     async def ListUserPosts(self, request: pb.ListUserPostsRequest, context: Any) -> bytes:  # type: ignore[override]
         return bytes((await self._pages_of(request)).SerializeToString())
@@ -110,18 +86,16 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
         return await self._like_post(request)
 
     async def BatchLikePosts(self, request: pb.BatchLikePostsRequest, context: Any) -> pb.BatchLikePostsResponse:
-        return outcomes(pb.BatchLikePostsResponse(), await self._like_posts(request.items))
+        return outcomes(pb.BatchLikePostsResponse(), await likes.like_posts(self.pool, self.sights, request.items))
 
     async def UnlikePost(self, request: pb.UnlikePostRequest, context: Any) -> pb.UnlikePostResponse:
         return await self._unlike_post(request)
 
     async def BatchUnlikePosts(self, request: pb.BatchUnlikePostsRequest, context: Any) -> pb.BatchUnlikePostsResponse:
-        return outcomes(pb.BatchUnlikePostsResponse(), await self._unlike_posts(request.items))
+        return outcomes(pb.BatchUnlikePostsResponse(), await likes.unlike_posts(self.pool, self.sights, request.items))
 
     async def SharePost(self, request: pb.SharePostRequest, context: Any) -> pb.SharePostResponse:
-        answer = await posts.share_post(self.pool, self.sights, request)
-        self.hot.drop([answer.post.shared_post.post_id])
-        return answer
+        return await posts.share_post(self.pool, self.sights, request)
 
     async def CreateComment(self, request: pb.CreateCommentRequest, context: Any) -> pb.CreateCommentResponse:
         return await self._create_comment(request)
@@ -129,13 +103,15 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     async def BatchCreateComments(
         self, request: pb.BatchCreateCommentsRequest, context: Any
     ) -> pb.BatchCreateCommentsResponse:
-        return outcomes(pb.BatchCreateCommentsResponse(), await self._create_comments(request.items))
+        return outcomes(
+            pb.BatchCreateCommentsResponse(), await comments.create_comments(self.pool, self.sights, request.items)
+        )
 
     async def ListComments(self, request: pb.ListCommentsRequest, context: Any) -> pb.ListCommentsResponse:
         return await comments.list_comments(self.pool, self.sights, self.cursors, request)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, context: Any) -> pb.DeleteCommentResponse:
-        return await comments.delete_comment(self.hot, self.sights, request)
+        return await comments.delete_comment(self.pool, self.sights, request)
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(len(item.post_ids) for item in request.items))

@@ -27,8 +27,10 @@ async def get_posts(hot: HotPosts, sights: Sights, request: pb.BatchGetPostsRequ
         for item in request.items
     ]
     answer = Answer()
-    for shown in await hydrate_feeds(hot, sights, pages):
-        answer.items.add(posts=shown.posts, members=shown.members, shares=shown.shares)
+    for item, shown in zip(request.items, await hydrate_feeds(hot, sights, pages), strict=True):
+        changed = item.HasField("own_as_of") and hot.has_written(item.viewer_id, item.own_as_of)
+        answer.items.add(posts=shown.posts, members=shown.members, shares=shown.shares, own_changed=changed)
+    answer.as_of = hot.as_of
     return bytes(answer.SerializeToString())
 
 
@@ -42,7 +44,8 @@ async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.Batc
         if len(item.author_ids) == 1
     }
     answers = dict.fromkeys(range(len(items)), b"")
-    answers |= zip(asked, await store.newest_of_each(pool, list(asked.values())), strict=True)
+    of_each, as_of = await store.newest_of_each(pool, list(asked.values()))
+    answers |= zip(asked, of_each, strict=True)
     for at, item in enumerate(items):
         # One after the other: a batch is no reason to take more than one of the pool's connections.
         if len(item.author_ids) > 1:
@@ -50,7 +53,7 @@ async def list_newest(pool: Pool, request: pb.BatchListNewestRequest) -> pb.Batc
                 await store.newest(pool, list(item.author_ids), item.min_post_id, item.max_post_id, item.limit)
             )
     return pb.BatchListNewestResponse(
-        items=[pb.BatchListNewestResponse.Item(members=packed) for packed in answers.values()]
+        items=[pb.BatchListNewestResponse.Item(members=packed) for packed in answers.values()], as_of=as_of
     )
 
 

@@ -15,8 +15,10 @@ from runtime.counts import DECAYED_HEAT, Counts
 from runtime.postgres import Connection, Pool, Reader, fetch, int8s
 
 POST_COUNTS = Counts("post", "post_id", ("likes", "comments", "shares"), decayed="likes + 2 * comments + 3 * shares")
-EVERYONE = 0
-"""In place of a user, in notes of changes."""
+NOBODY = 0
+"""In place of an author, in notes of changes."""
+MAX_CHANGES = 10_000
+"""Notes that one read takes."""
 MAX_SHARERS = 20
 """Sharers of one original that a feed names."""
 DAY_MS = 86_400_000
@@ -126,6 +128,31 @@ class Target(NamedTuple):
     author_id: int
 
 
+class Snapshot(NamedTuple):
+    """What a statement saw: the transactions that had ended when it began. The greater is the later."""
+
+    xmax: int
+    """None from here on had."""
+    xmin: int
+    """All below had."""
+    text: str
+    """As Postgres writes it."""
+
+
+Change = tuple[int, int, int]
+"""Whose posts there are more or fewer of (0 for nobody's), which post changed, and the transaction."""
+
+
+class Acts(NamedTuple):
+    """What `acts` found."""
+
+    likes: set[tuple[int, int]]
+    """User and post."""
+    changes: list[Change] | None
+    """None where there are too many."""
+    snapshot: Snapshot
+
+
 ORIGINAL_IS_THERE = """
     (p.original_id = p.post_id
      OR EXISTS (SELECT FROM posts o WHERE o.post_id = p.original_id AND o.deleted_at IS NULL))"""
@@ -167,6 +194,8 @@ async def insert_posts(connection: Connection, new: Sequence[NewPost]) -> list[i
         ), new AS (
             INSERT INTO posts (post_id, original_id, user_id, content, media_url, visibility, shared_post_id)
             SELECT post_id, post_id, user_id, content, media_url, visibility, shared_post_id FROM item
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT user_id, post_id FROM item
         )
         SELECT post_id FROM item ORDER BY place""",
         {"users": users, "contents": contents, "media": media, "visibilities": visibilities, "shared": shared},
@@ -229,10 +258,9 @@ async def delete_post(connection: Connection, post: LockedPost) -> None:
         await connection.execute(
             "DELETE FROM shares WHERE user_id = %s AND share_id = %s", (post.user_id, post.post_id)
         )
-    await note_change(connection, EVERYONE, post.post_id)
+    await note_change(connection, post.user_id, post.post_id)
     if post.shared_post_id is not None:
         await add_delta(connection, post.shared_post_id, shares=-1)
-        await note_change(connection, post.user_id, post.shared_post_id)
 
 
 async def authored(pool: Pool, post_ids: Collection[int]) -> dict[int, list[Authored]]:
@@ -274,6 +302,8 @@ async def insert_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
             ON CONFLICT (post_id, user_id) DO NOTHING RETURNING user_id, post_id, author_id
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, count(*) FROM new GROUP BY post_id
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM new
         )
         SELECT user_id, post_id, author_id FROM new""",
         {"users": users, "posts": posts, "authors": authors},
@@ -295,7 +325,7 @@ async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -count(*) FROM gone GROUP BY post_id
         ), noted AS (
-            INSERT INTO post_changes (user_id, post_id) SELECT user_id, post_id FROM gone
+            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM gone
         )
         SELECT user_id, post_id, author_id FROM gone""",
         {"users": users, "posts": posts},
@@ -332,7 +362,7 @@ async def insert_comments(connection: Connection, new: Sequence[NewComment]) -> 
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, count(*) FROM item GROUP BY post_id
         ), noted AS (
-            INSERT INTO post_changes (user_id, post_id) SELECT user_id, post_id FROM item
+            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM item
         )
         SELECT comment_id FROM item ORDER BY place""",
         {"users": users, "posts": posts, "authors": authors, "contents": contents},
@@ -365,8 +395,6 @@ async def delete_comment(connection: Connection, comment: CommentRow) -> None:
         "UPDATE comments SET content = '', deleted_at = clock_timestamp() WHERE comment_id = %s", (comment.comment_id,)
     )
     await add_delta(connection, comment.post_id, comments=-1)
-    for user_id in {comment.user_id, comment.author_id}:
-        await note_change(connection, user_id, comment.post_id)
 
 
 async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, shares: int = 0) -> None:
@@ -377,10 +405,11 @@ async def add_delta(connection: Connection, post_id: int, *, comments: int = 0, 
         SELECT post_id, %s, %s FROM posts WHERE post_id = %s AND deleted_at IS NULL""",
         (comments, shares, post_id),
     )
+    await note_change(connection, NOBODY, post_id)
 
 
 async def note_change(connection: Connection, user_id: int, post_id: int) -> None:
-    """Notes a change of a post that someone (or EVERYONE) is to see at once, whatever is kept of the post."""
+    """Notes a change of a post, for whoever holds it; and of what its author (or NOBODY) wrote."""
     await connection.execute("INSERT INTO post_changes (user_id, post_id) VALUES (%s, %s)", (user_id, post_id))
 
 
@@ -393,7 +422,6 @@ async def delete_counts(connection: Connection, post_id: int) -> None:
 # Reads.
 
 LIKED = """
-    SELECT user_id, post_id, like_id >= id_at(now() - interval '2 seconds')
     FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS pair (user_id, post_id)
     JOIN likes USING (user_id, post_id)"""
 
@@ -408,7 +436,7 @@ POSTS = f"""
 WITH_SHARES = POSTS.format(
     besides=""", CASE WHEN c.shares BETWEEN 1 AND %(most)s THEN (
         SELECT array_agg(ARRAY[s.share_id, s.user_id] ORDER BY s.share_id DESC) FROM shares s
-        WHERE s.post_id = p.post_id) END, pg_snapshot_xmin(pg_current_snapshot())::text::bigint"""
+        WHERE s.post_id = p.post_id) END"""
 )
 
 
@@ -420,45 +448,49 @@ async def posts(reader: Reader, post_ids: Collection[int]) -> dict[int, PostRow]
 
 async def posts_with_shares(
     pool: Pool, post_ids: Collection[int], most: int
-) -> list[tuple[PostRow, tuple[tuple[int, int], ...] | None, int]]:
+) -> list[tuple[PostRow, tuple[tuple[int, int], ...] | None]]:
     """Those of the posts that are not deleted, each with its plain shares (share, sharer), newest first; with None
-    instead where it was shared more than `most` times. And the transaction below which all had ended by then."""
+    instead where it was shared more than `most` times."""
     rows = await fetch(pool, WITH_SHARES, {"ids": int8s(post_ids), "most": most})
     return [
-        (row := PostRow._make(each[:-2]), None if row.shares > most else tuple(map(tuple, each[-2] or ())), each[-1])
+        (row := PostRow._make(each[:-1]), None if row.shares > most else tuple(map(tuple, each[-1] or ())))
         for each in rows
     ]
 
 
-async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> dict[tuple[int, int], bool]:
-    """Those of the pairs of user and post (one for one) where the user likes the post, and whether since the last two
-    seconds."""
-    rows = await fetch(reader, LIKED, {"users": int8s(user_ids), "posts": int8s(post_ids)})
-    return {(row[0], row[1]): row[2] for row in rows}
+async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> set[tuple[int, int]]:
+    """Those of the pairs of user and post (one for one) where the user likes the post."""
+    rows = await fetch(reader, f"SELECT user_id, post_id {LIKED}", {"users": int8s(user_ids), "posts": int8s(post_ids)})
+    return set(rows)
 
 
-async def acts(
-    pool: Pool, user_ids: list[int], post_ids: list[int], since: int
-) -> tuple[dict[tuple[int, int], bool], set[int]]:
-    """As `liked`; and which posts changed, for everyone or one of these users, in the transaction `since` or later."""
+async def acts(pool: Pool, user_ids: list[int], post_ids: list[int], seen: Snapshot | None) -> Acts:
+    """As `liked`; and all changes of posts that an earlier snapshot did not see, none without one.
+
+    The transactions that a snapshot does not see are those that were under way and those from its end on: so it matters
+    neither how long one takes nor in which order they commit.
+    """
     rows = await fetch(
         pool,
         f"""
-        {LIKED}
+        SELECT user_id, post_id, 0, NULL {LIKED}
+        UNION ALL (
+            SELECT user_id, post_id, xid::text::bigint, NULL FROM post_changes
+            WHERE xid >= pg_snapshot_xmax(%(seen)s::text::pg_snapshot)
+            UNION ALL
+            SELECT user_id, post_id, xid::text::bigint, NULL FROM post_changes
+            WHERE xid = ANY(ARRAY(SELECT pg_snapshot_xip(%(seen)s::text::pg_snapshot)))
+            LIMIT {MAX_CHANGES + 1}
+        )
         UNION ALL
-        SELECT user_id, post_id, NULL FROM post_changes
-        WHERE user_id = ANY(%(people)s) AND xid >= %(since)s::text::xid8""",
-        {
-            "users": int8s(user_ids),
-            "posts": int8s(post_ids),
-            "people": int8s({*user_ids, EVERYONE}),
-            "since": str(since),
-        },
+        SELECT pg_snapshot_xmax(now.seen)::text::bigint, pg_snapshot_xmin(now.seen)::text::bigint, 0, now.seen::text
+        FROM (SELECT pg_current_snapshot() AS seen) AS now""",
+        {"users": int8s(user_ids), "posts": int8s(post_ids), "seen": seen.text if seen is not None else None},
     )
-    return (
-        {(row[0], row[1]): row[2] for row in rows if row[2] is not None},
-        {row[1] for row in rows if row[2] is None},
-    )
+    [(xmax, xmin, _, text)] = [row for row in rows if row[3]]
+    changes = [row[:3] for row in rows if row[2]]
+    likes = {row[:2] for row in rows if not (row[2] or row[3])}
+    return Acts(likes, changes if len(changes) <= MAX_CHANGES else None, Snapshot(xmax, xmin, text))
 
 
 async def comments_under(pool: Pool, post_id: int, after: int, limit: int) -> list[CommentRow]:
@@ -519,15 +551,21 @@ async def newest(
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-async def newest_of_each(pool: Pool, questions: list[tuple[int, int, int, int]]) -> list[bytes]:
-    """For each question (author, lowest id, highest id, limit), one for one, as `newest` but packed; of one author."""
+async def newest_of_each(pool: Pool, questions: list[tuple[int, int, int, int]]) -> tuple[list[bytes], int]:
+    """For each question (author, lowest id, highest id, limit), one for one, as `newest` but packed; of one author.
+
+    And the transaction below which all had ended by then; 0 without a question.
+    """
     if not questions:
-        return []
+        return [], 0
     author_ids, lows, highs, limits = zip(*questions, strict=True)
     rows = await fetch(
         pool,
         f"""
-        SELECT p.post_id, item.author_id, p.original_id, item.place
+        SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS post_id, 0 AS author_id, 0 AS original_id,
+               0 AS place
+        UNION ALL
+        (SELECT p.post_id, item.author_id, p.original_id, item.place
         FROM unnest(%(authors)s::bigint[], %(lows)s::bigint[], %(highs)s::bigint[], %(limits)s::bigint[])
             WITH ORDINALITY AS item (author_id, low, high, size, place)
         CROSS JOIN LATERAL (
@@ -536,7 +574,7 @@ async def newest_of_each(pool: Pool, questions: list[tuple[int, int, int, int]])
               AND p.post_id BETWEEN %(min)s AND %(max)s AND {ORIGINAL_IS_THERE}
             ORDER BY p.post_id DESC LIMIT item.size
         ) p
-        ORDER BY item.place, p.post_id DESC""",
+        ORDER BY item.place, p.post_id DESC)""",
         {
             "authors": int8s(author_ids),
             "lows": int8s(lows),
@@ -547,10 +585,12 @@ async def newest_of_each(pool: Pool, questions: list[tuple[int, int, int, int]])
             "max": min(max(highs), ids.lowest_at(wall_clock() + DAY_MS)),
         },
     )
-    table = np.fromiter(itertools.chain.from_iterable(rows), np.int64, 4 * len(rows)).reshape(-1, 4)
+    [as_of] = [row[0] for row in rows if not row[3]]
+    found = [row for row in rows if row[3]]
+    table = np.fromiter(itertools.chain.from_iterable(found), np.int64, 4 * len(found)).reshape(-1, 4)
     packed = members.pack(table[:, :3])
     ends = (members.MEMBER_BYTES * table[:, 3].searchsorted(np.arange(len(questions) + 1), side="right")).tolist()
-    return [packed[begin:end] for begin, end in itertools.pairwise(ends)]
+    return [packed[begin:end] for begin, end in itertools.pairwise(ends)], as_of
 
 
 class SharersQuestion(NamedTuple):
@@ -790,6 +830,8 @@ async def take_likes(connection: Connection, user_id: int, limit: int) -> list[T
             RETURNING post_id, author_id
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT 0, post_id FROM gone
         )
         SELECT post_id, author_id FROM gone""",
         {"user": user_id, "limit": limit},
@@ -812,6 +854,8 @@ async def take_comments(connection: Connection, user_id: int, limit: int) -> lis
             RETURNING comment_id, post_id, deleted_at
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, -1 FROM gone WHERE deleted_at IS NULL
+        ), noted AS (
+            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM gone
         )
         SELECT comment_id, post_id FROM gone""",
         {"user": user_id, "limit": limit},
@@ -869,12 +913,12 @@ async def make_partitions(pool: Pool, months_ahead: int) -> int:
 
 
 async def prune_changes(pool: Pool, limit: int) -> bool:
-    """Deletes up to `limit` notes of changes that are older than ten minutes; True when there may be more."""
+    """Deletes up to `limit` notes of changes that are older than two minutes; True when there may be more."""
     async with pool.connection() as connection:
         cursor = await connection.execute(
             """
             DELETE FROM post_changes WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM post_changes WHERE changed_at < now() - interval '10 minutes' LIMIT %s))""",
+                SELECT ctid FROM post_changes WHERE changed_at < now() - interval '2 minutes' LIMIT %s))""",
             (limit,),
         )
         return cursor.rowcount == limit

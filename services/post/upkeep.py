@@ -12,6 +12,8 @@ from services.post.config import UpkeepSettings
 MONTHS_AHEAD = 3
 SWEEP_POSTS = 20
 SWEEP_ROWS = 1_000
+CHANGES = 20_000
+"""Notes of changes that are deleted at once."""
 
 
 def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
@@ -20,7 +22,7 @@ def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
         upkeep.Task("fold_counts", 0.2, lambda: counts.fold(pool, store.POST_COUNTS)),
         upkeep.Task("make_partitions", 3600, lambda: make_partitions(pool)),
         upkeep.Task("sweep_deleted_posts", 10, lambda: sweep_deleted_posts(pool)),
-        upkeep.Task("prune_changes", 60, lambda: store.prune_changes(pool, SWEEP_ROWS)),
+        upkeep.Task("prune_changes", 60, lambda: store.prune_changes(pool, CHANGES)),
         upkeep.Task("prune_idempotency_keys", 60, lambda: idempotency.prune(pool)),
     )
 

@@ -16,14 +16,14 @@ from cachetools import TTLCache
 from feedmesh.post.v1 import post_pb2
 from runtime import ids
 
-CAPACITY = 1_000_000
-"""Authors of all viewers together, at 16 bytes each, and VIEWER_COST for each viewer."""
+CAPACITY = 8_000_000
+"""Authors of all viewers together, at 16 bytes each, and VIEWER_COST for each viewer: 128 MB."""
 VIEWER_COST = 32
 """What a viewer takes besides, in authors."""
 PLACE_BITS = 54
 """Ids have 53 bits, and nobody's is one above."""
-TTL_S = 60.0
-"""Of some changes no event tells whose they are: a comment that is deleted, likes that go with a post."""
+TTL_S = 600.0
+"""Of some changes no event tells whose they are: likes that go with a post."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def weights(
 
 
 class Affinities:
-    """The affinities of those viewers who read lately, as of at most a minute ago."""
+    """The affinities of those viewers who read lately, as of at most ten minutes ago."""
 
     def __init__(self) -> None:
         self._known: TTLCache[int, Affinity] = TTLCache(
@@ -83,9 +83,21 @@ class Affinities:
         """Forgets a viewer who did something."""
         self._known.pop(viewer_id, None)
 
+    def forget(self, user_id: int) -> None:
+        """Forgets all in whose affinities someone is who is gone. Looks through all of them."""
+        for viewer_id in self._with(user_id):
+            self.drop(viewer_id)
+
     def traces(self, user_id: int) -> int:
         """In how many viewers' affinities someone is, their own among them. Looks through all of them."""
-        return sum(viewer_id == user_id or user_id in affinity.authors for viewer_id, affinity in self._known.items())
+        return len(self._with(user_id))
+
+    def _with(self, user_id: int) -> list[int]:
+        return [
+            viewer_id
+            for viewer_id, affinity in self._known.items()
+            if viewer_id == user_id or user_id in affinity.authors
+        ]
 
     def clear(self) -> None:
         """Forgets everyone."""

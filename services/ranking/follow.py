@@ -99,6 +99,8 @@ class Follower:
         post_ids, user_id = concerns(event)
         self._touched.update(post_id for post_id in post_ids if post_id > self._columns.horizon)
         self.memory.affinities.drop(user_id)
+        if event.HasField("author_erased"):
+            self.memory.affinities.forget(event.author_erased.user_id)
         if len(self._touched) > MAX_TOUCHED:
             raise tail.Gap("more posts changed than are read one by one")
 
@@ -156,7 +158,7 @@ def concerns(event: event_pb2.Event) -> tuple[tuple[int, ...], int]:
     if fact == "comment_created":
         return (event.comment_created.post_id,), event.comment_created.user_id
     if fact == "comment_deleted":
-        return (event.comment_deleted.post_id,), 0
+        return (event.comment_deleted.post_id,), event.comment_deleted.user_id
     if fact == "post_created" and (shared := event.post_created.shared_post_id):
         return (shared,), event.post_created.author_id
     if fact == "post_deleted":

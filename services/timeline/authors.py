@@ -1,21 +1,24 @@
 """What authors wrote: from Postgres through the post service, and from author timelines, kept for a quarter second.
 
-A celebrity is no hot key: however many read, each replica reads their timeline four times a second.
+A celebrity is no hot key: however many read, each replica reads their timeline four times a second. What viewers wrote
+themselves is kept until the post service says, with the page that it is needed for, that it changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
 from feedmesh.post.v1 import post_pb2
 from runtime import ids, members
 from runtime.members import Members
+from services.timeline import metrics
 from services.timeline.timelines import Timeline, Timelines, author_key
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ CACHED_AUTHORS = 2_000
 """20 KB each."""
 BUILDS = 8
 """Author timelines that one read builds at once."""
+OWN = 20
+"""Of their own posts that are known of a viewer before it is known how far a first page's window goes."""
+CACHED_VIEWERS = 50_000
+"""0.8 KB each."""
 
 
 Question = tuple[Sequence[int] | npt.NDArray[np.int64], int, int, int]
@@ -55,8 +62,44 @@ async def newest_of(post: PostServiceAsyncStub, questions: Sequence[Question]) -
     request = post_pb2.BatchListNewestRequest()
     for author_ids, low, high, limit in questions:
         request.items.add(author_ids=author_ids, min_post_id=low, max_post_id=high, limit=limit)
-    answer = await post.BatchListNewest(request)
-    return members.unpack_each([item.members for item in answer.items])
+    return members.unpack_each([item.members for item in (await post.BatchListNewest(request)).items])
+
+
+@dataclass(eq=False)
+class Written:
+    """What a viewer wrote last."""
+
+    rows: Members
+    """Their newest posts, newest first; at most OWN."""
+    as_of: int
+    """All before this is known: see BatchGetPostsRequest."""
+
+
+class Own:
+    """What viewers wrote last, as far as this process knows: whoever goes by it has it confirmed."""
+
+    def __init__(self, post: PostServiceAsyncStub) -> None:
+        self._post = post
+        self._known: LRUCache[int, Written] = LRUCache(CACHED_VIEWERS)
+
+    def get(self, viewer_id: int) -> Written | None:
+        """What is known of a viewer."""
+        return self._known.get(viewer_id)
+
+    async def read(self, viewer_ids: Sequence[int]) -> list[Written]:
+        """What viewers (at most 64) wrote, as of now. Raises Unavailable."""
+        if not viewer_ids:
+            return []
+        request = post_pb2.BatchListNewestRequest()
+        for viewer_id in viewer_ids:
+            request.items.add(author_ids=[viewer_id], max_post_id=ids.MAX_ID, limit=OWN)
+        answer = await self._post.BatchListNewest(request)
+        rows = members.unpack_each([item.members for item in answer.items])
+        found = [Written(its, answer.as_of) for its in rows]
+        for viewer_id, written in zip(viewer_ids, found, strict=True):
+            self._known[viewer_id] = written
+        metrics.OWN.labels("read").inc(len(found))
+        return found
 
 
 class Authors:

@@ -18,15 +18,14 @@ import numpy as np
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
-from runtime import client, errors, ids, members, validation, wire
+from runtime import client, errors, members, validation, wire
 from runtime.members import Members
 from runtime.paging import Cursors, most_posts
 from runtime.relations import Relation, Relations
 from services.timeline import metrics, scroll
-from services.timeline.authors import newest_of
+from services.timeline.authors import Own, Written
 from services.timeline.scroll import Scroll
 from services.timeline.skeleton import (
-    OWN,
     WINDOW,
     Held,
     Lost,
@@ -59,6 +58,7 @@ MAX_SHARERS = 20
 RANKING, REDIS, GRAPH = "ranking", "redis", "graph"
 FIRST = Scroll()
 """Where a feed begins."""
+KNOWN = metrics.OWN.labels("known")
 Known = tuple[Mapping[int, Relation], bool]
 """The relations of those viewers that exist, and whether these are from before the graph was gone."""
 
@@ -95,6 +95,11 @@ class Parts:
         """BatchGetPosts, with posts as bytes."""
         return client.read_by(self.post.BatchGetPosts, Posts.FromString)
 
+    @cached_property
+    def own(self) -> Own:
+        """What viewers wrote themselves."""
+        return Own(self.post)
+
 
 @dataclass
 class Page:
@@ -108,8 +113,10 @@ class Page:
     response: Any = field(default_factory=Feed)
     held: Held | None = None
     """What Redis holds for the viewer; None where it cannot be used."""
-    own: Members | None = None
-    """The viewer's own newest posts, as `Place.own`."""
+    own: Written | None = None
+    """What the viewer wrote last, if that was read."""
+    own_as_of: int | None = None
+    """While it may have changed since: as of when it is known."""
     rest: Members = field(default_factory=lambda: EMPTY)
     """The entries of the window that were not shown yet, in their order."""
     windows: int = 0
@@ -124,6 +131,11 @@ class Page:
     def is_open(self) -> bool:
         """Whether the page wants another window."""
         return self.error is None and self.place is not None and self.room > 0 and self.windows < MAX_WINDOWS
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it wants posts of its window; or to know whether the window is right."""
+        return self.error is None and ((len(self.rest) > 0 and self.room > 0) or self.own_as_of is not None)
 
 
 async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[Any]:
@@ -147,7 +159,7 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
     relations, read, own = await asyncio.gather(
         relations_of(parts.relations, list(newest)),
         read_homes(parts.sources, newest),
-        read_own(parts.post, first),
+        read_own(parts.own, first),
     )
     for at, place in places.items():
         request = requests[at]
@@ -158,7 +170,8 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
             results[at] = error
             continue
         limit = most_posts(request)
-        pages[at] = Page(viewer, order_of(request), limit, place, response, own=own.get(viewer.user_id))
+        page = pages[at] = Page(viewer, order_of(request), limit, place, response)
+        page.own, page.own_as_of = own.get(viewer.user_id, (None, None))
     await take_hold(parts.sources, list(pages.values()), read)
     await fill(parts, list(pages.values()))
     return [results.get(at) or pages[at].error or pages[at].response for at in range(len(requests))]
@@ -172,13 +185,20 @@ async def relations_of(relations: Relations, viewer_ids: Sequence[int]) -> Known
         return error
 
 
-async def read_own(post: PostServiceAsyncStub, viewer_ids: Collection[int]) -> dict[int, Members]:
-    """Viewers' own newest posts; nobody's where these cannot be read now: then they are asked for when they must be."""
+async def read_own(own: Own, viewer_ids: Collection[int]) -> dict[int, tuple[Written, int | None]]:
+    """What viewers wrote last, and where that is only remembered as of when.
+
+    Nobody's where it cannot be read now: then it is asked for when it must be.
+    """
+    known = {viewer_id: written for viewer_id in viewer_ids if (written := own.get(viewer_id)) is not None}
+    lacking = [viewer_id for viewer_id in viewer_ids if viewer_id not in known]
     try:
-        rows = await newest_of(post, [([viewer_id], 0, ids.MAX_ID, OWN) for viewer_id in viewer_ids])
+        read = dict(zip(lacking, await own.read(lacking), strict=True))
     except errors.Error:
-        return {}
-    return dict(zip(viewer_ids, rows, strict=True))
+        read = {}
+    return {viewer_id: (each, each.as_of) for viewer_id, each in known.items()} | {
+        viewer_id: (each, None) for viewer_id, each in read.items()
+    }
 
 
 async def viewer_of(parts: Parts, user_id: int, response: Any) -> Viewer:
@@ -211,13 +231,14 @@ async def fill(parts: Parts, pages: Sequence[Page]) -> None:
         try:
             await open_windows(parts, going)
             await rank(parts.ranking, [page for page in going if page.order == pb.FEED_ORDER_RANKED])
-            while hungry := [page for page in going if len(page.rest) and page.room and not page.error]:
-                await hydrate(parts, hungry)
+            while hungry := [page for page in going if page.is_hungry]:
+                if changed := await hydrate(parts, hungry):
+                    await begin_anew(parts.own, changed)
         except errors.Error as error:
             fail(going, error)
         for page in going:
             assert page.place is not None
-            if not len(page.rest) or len(page.place.shown) >= scroll.MAX_SHOWN:
+            if page.windows and (not len(page.rest) or len(page.place.shown) >= scroll.MAX_SHOWN):
                 page.place = page.place.past_window()
     for page in pages:
         metrics.FEED_WINDOWS.observe(page.windows)
@@ -276,7 +297,7 @@ def goes_on(page: Page) -> bool:
 async def look(parts: Parts, pages: Sequence[Page], limit: int) -> list[Members]:
     """The newest candidates of the pages' places, as `skeleton.candidates`."""
     places = [
-        Place(page.viewer, page.held, page.own, page.place.low or 0, page.place.high)
+        Place(page.viewer, page.held, page.own.rows if page.own else None, page.place.low or 0, page.place.high)
         for page in pages
         if page.place is not None
     ]
@@ -326,8 +347,18 @@ async def rank(ranking: RankingServiceAsyncStub, pages: Sequence[Page]) -> None:
         page.rest = page.rest.take(np.frombuffer(item.order, dtype=">u2"), axis=0)
 
 
-async def hydrate(parts: Parts, pages: Sequence[Page]) -> None:
-    """Moves the first entries of each page's rest, as many as it has room for, onto the page. Raises Unavailable."""
+async def begin_anew(own: Own, pages: Sequence[Page]) -> None:
+    """Takes first pages back whose viewers wrote something that was not known. Raises Unavailable."""
+    metrics.OWN.labels("changed").inc(len(pages))
+    for page, written in zip(pages, await own.read([page.viewer.user_id for page in pages]), strict=True):
+        page.own, page.place, page.rest, page.windows = written, FIRST, EMPTY, 0
+
+
+async def hydrate(parts: Parts, pages: Sequence[Page]) -> list[Page]:
+    """Moves the first entries of each page's rest, as many as it has room for, onto the page.
+
+    But for pages whose viewers wrote something that is not known of: these. Raises Unavailable.
+    """
     request = post_pb2.BatchGetPostsRequest()
     for page in pages:
         assert page.place is not None
@@ -337,12 +368,22 @@ async def hydrate(parts: Parts, pages: Sequence[Page]) -> None:
             relations_version=page.viewer.relation.version,
             relations_kept=page.viewer.kept,
             sharers_up_to=page.place.bound,
+            own_as_of=page.own_as_of,
         )
     answer = await parts.hydrate(request)
+    changed: list[Page] = []
     shown = members.unpack_each([item.members for item in answer.items])
     shares = members.unpack_each([item.shares for item in answer.items])
     for page, item, rows, shared in zip(pages, answer.items, shown, shares, strict=True):
+        asked, page.own_as_of = page.own_as_of is not None, None
+        if asked and item.own_changed:
+            changed.append(page)
+            continue
+        if asked and page.own is not None:
+            page.own.as_of = max(page.own.as_of, answer.as_of)
+            KNOWN.inc()
         put(page, item.posts, rows, shared)
+    return changed
 
 
 def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> None:

@@ -39,3 +39,8 @@ AUDIT_REPAIRS = Counter(
 AUDIT_RATIO = Gauge(
     "feedmesh_audit_ratio", "Entries that differed ÷ entries compared, over the latest 200 feeds.", ["of", "kind"]
 )
+OWN = Counter(
+    "feedmesh_feed_own_total",
+    "Viewers' own posts by where a first page had them from: known (and still so), read, changed (known, but not so).",
+    ["source"],
+)

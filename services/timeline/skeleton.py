@@ -21,7 +21,7 @@ from runtime import errors, ids, members
 from runtime.members import Members
 from runtime.relations import Ids, Relation
 from services.timeline import metrics
-from services.timeline.authors import Authors, Question, newest, newest_of
+from services.timeline.authors import OWN, Authors, Question, newest, newest_of
 from services.timeline.epoch import Guard, UnusableError
 from services.timeline.modes import Modes, Pulled
 from services.timeline.scroll import Scroll
@@ -38,8 +38,6 @@ MAX_MERGED = 200
 """New followees whose posts a read merges into the list; of more, the list is made anew."""
 MOSTLY = 100
 """Members of a list from which on it is made anew when less than half of them are of whom the viewer follows."""
-OWN = 20
-"""Of their own posts that are read for a first page before it is known how far its window goes."""
 ATTEMPTS = 3
 HELD_AT_HOME = metrics.HELD_ROWS.labels("home")
 

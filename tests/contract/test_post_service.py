@@ -1276,6 +1276,45 @@ async def test_pages_are_hydrated_in_the_order_asked_for_each_for_its_viewer(ser
     assert [post.liked for post in pages[0]] == [False, True, True]
 
 
+async def test_whether_somebody_wrote_since_is_told(service: PostService) -> None:
+    ann, bob, cid = await join_all(service, 3)
+    post = await write(service, bob)
+
+    async def as_of() -> int:
+        item = pb.BatchListNewestRequest.Item(author_ids=[ann], max_post_id=ids.MAX_ID, limit=1)
+        return (await service.stub.BatchListNewest(pb.BatchListNewestRequest(items=[item]))).as_of
+
+    async def changed(since: int) -> list[bool]:
+        request = pb.BatchGetPostsRequest()
+        for viewer in (ann, cid):
+            request.items.add(viewer_id=viewer, post_ids=[post], own_as_of=since)
+        request.items.add(viewer_id=ann)
+        answer = await service.stub.BatchGetPosts(request)
+        assert answer.as_of >= since
+        return [item.own_changed for item in answer.items]
+
+    async def known() -> int:
+        """From when on what is asked is known, for a server may have begun since."""
+        while (await changed(since := await as_of())) != [False, False, False]:
+            await write(service, bob)
+        return since
+
+    since = await known()
+    await like(service, ann, post)
+    await comment(service, ann, post)
+    assert await changed(since) == [False, False, False]
+    mine = await write(service, ann)
+    assert await changed(since) == [True, False, False]
+    for act in (
+        partial(delete, service, ann, mine),
+        partial(share, service, ann, post),
+        partial(share, service, ann, post, "a quote"),
+    ):
+        since = await known()
+        await act()
+        assert await changed(since) == [True, False, False]
+
+
 # BatchListNewest.
 
 

@@ -64,6 +64,9 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self.likes: dict[tuple[int, int], int] = {}
         """The id of each like, by post and user."""
         self.comments: dict[int, Remark] = {}
+        self._transactions = 1
+        self._wrote: dict[int, int] = {}
+        """In which transaction someone last wrote, shared or deleted something."""
         self._graph = graph
         self._clock = clock
         self._next_id = NextId(clock)
@@ -129,6 +132,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             if entry.user_id != request.user_id:
                 raise errors.Forbidden("NOT_OWNER")
             entry.deleted = True
+            self._note(entry)
             return pb.DeletePostResponse()
 
         return self._answers.once(request, request.user_id, work)
@@ -263,6 +267,9 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             if item.HasField("sharers_up_to"):
                 muted = {target for user_id, target in self._graph.mutes if user_id == item.viewer_id}
                 self._add_sharers(page, item.viewer_id, item.sharers_up_to, muted)
+            if item.HasField("own_as_of"):
+                page.own_changed = self._wrote.get(item.viewer_id, 0) >= item.own_as_of
+        response.as_of = self._transactions
         return response
 
     def _add_sharers(
@@ -291,6 +298,8 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
                 if entry.user_id in item.author_ids and item.min_post_id <= entry.post_id <= item.max_post_id
             ]
             response.items.add(members=packed(wanted[: item.limit]))
+        if any(len(item.author_ids) == 1 for item in request.items):
+            response.as_of = self._transactions
         return response
 
     async def BatchListSharers(self, request: pb.BatchListSharersRequest, context: Any) -> pb.BatchListSharersResponse:
@@ -458,7 +467,12 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
     def _add(self, entry: Entry) -> Entry:
         self.posts[entry.post_id] = entry
+        self._note(entry)
         return entry
+
+    def _note(self, entry: Entry) -> None:
+        self._wrote[entry.user_id] = self._transactions
+        self._transactions += 1
 
     def _found(self, post_id: int, viewer_id: int) -> Entry:
         entry = self.seen(post_id, viewer_id)

@@ -42,7 +42,6 @@ from services.post import eraser, hot, people
 from services.post import relay as post_relay
 from services.post import servicer as post_service
 from services.post import upkeep as post_upkeep
-from services.post.hot import HotPosts
 from services.post.people import People
 from services.post.sight import Sights
 from services.post.store import POST_COUNTS
@@ -104,7 +103,7 @@ def held_time(clock: Clock) -> Iterator[None]:
         patch.setattr(modes, "BOTH_S", 0.0)
         patch.setattr(modes, "LEASE_S", 0.0)
         patch.setattr(authors, "CACHE_S", 0.0)
-        # What the post service keeps stays until time passes: whatever changes meanwhile must be dropped or read anew.
+        # What the post service keeps stays until time passes: whatever changes meanwhile must be heeded.
         patch.setattr(hot, "time", SimpleNamespace(monotonic=clock.seconds))
         # Entries of a worker that died are taken over, and events that failed tried again, in the next step.
         patch.setattr(consumer, "TOUCH_S", 0.0)
@@ -158,7 +157,6 @@ class Mesh:
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
     ranking: RankingServiceAsyncStub
-    hot: HotPosts
 
     @asynccontextmanager
     async def world(self) -> AsyncIterator[World]:
@@ -237,7 +235,7 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Mesh]:
                 ranking_service.SERVICE,
             )
         )
-        yield Mesh(clock, graph_pool, post_pool, stores, graph, post, ranking, posts.hot)
+        yield Mesh(clock, graph_pool, post_pool, stores, graph, post, ranking)
 
 
 @dataclass
@@ -402,12 +400,6 @@ class World:
             await step(each)
         await eraser.erase(self.mesh.post_pool)
         await post_upkeep.sweep_deleted_posts(self.mesh.post_pool)
-        await self.forget_counts()
-
-    async def forget_counts(self) -> None:
-        """What the post service keeps of posts grows old: other processes changed their counts."""
-        rows = await postgres.fetch(self.mesh.post_pool, "SELECT post_id FROM posts")
-        self.mesh.hot.drop([row[0] for row in rows])
 
     async def pass_time(self, seconds: float) -> None:
         """The clock goes on."""
@@ -421,7 +413,6 @@ class World:
         await self.deliver()
         while await eraser.erase(self.mesh.post_pool) or await post_upkeep.sweep_deleted_posts(self.mesh.post_pool):
             pass
-        await self.forget_counts()
         await self.deliver()
         await self.reconcile()
         while await postgres.fetch(self.stores.pool, "SELECT FROM author_modes WHERE mode = 'both'"):

@@ -33,7 +33,7 @@ from services.graph.servicer import SERVICE as GRAPH
 from services.post.servicer import SERVICE as POST
 from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
-from services.timeline import scroll, skeleton
+from services.timeline import authors, scroll, skeleton
 from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts
 from services.timeline.servicer import TimelineServicer
@@ -307,7 +307,7 @@ async def test_a_window_holds_more_of_ones_own_posts_than_are_read_ahead(worlds:
     async with worlds(skeleton.WINDOW) as mesh:
         await mesh.follow(1)
         other = await mesh.post(1)
-        own = [await mesh.post(READER) for _ in range(skeleton.OWN + 5)]
+        own = [await mesh.post(READER) for _ in range(authors.OWN + 5)]
         page = await mesh.page(pb.FEED_ORDER_LATEST, 100)
         assert [post.post_id for post in page.posts] == [*own[::-1], other]
 

@@ -137,7 +137,7 @@ async def test_likes_and_comments_are_told_under_the_posts_key(post_service: Rea
     assert await told(pool) == [(post, event.Event(comment_created=fact))]
     for _ in range(2):
         await stub.DeleteComment(pb.DeleteCommentRequest(user_id=ann, comment_id=remark.comment_id))
-    gone = event.CommentDeleted(comment_id=remark.comment_id, post_id=post)
+    gone = event.CommentDeleted(comment_id=remark.comment_id, post_id=post, user_id=bob)
     assert await told(pool) == [(post, event.Event(comment_deleted=gone))]
 
 

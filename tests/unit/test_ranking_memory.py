@@ -196,7 +196,7 @@ async def test_nothing_is_asked_for_nobody() -> None:
     [
         (event_pb2.Event(like_changed=event_pb2.LikeChanged(post_id=1, author_id=2, user_id=3)), {1}, 3),
         (event_pb2.Event(comment_created=event_pb2.CommentCreated(post_id=1, author_id=2, user_id=3)), {1}, 3),
-        (event_pb2.Event(comment_deleted=event_pb2.CommentDeleted(comment_id=4, post_id=1)), {1}, 0),
+        (event_pb2.Event(comment_deleted=event_pb2.CommentDeleted(comment_id=4, post_id=1, user_id=3)), {1}, 3),
         (event_pb2.Event(post_created=event_pb2.PostCreated(post_id=1, author_id=2, original_id=1)), set(), 0),
         (
             event_pb2.Event(

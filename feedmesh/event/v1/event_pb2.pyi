@@ -237,19 +237,23 @@ class CommentDeleted(_message.Message):
 
     COMMENT_ID_FIELD_NUMBER: _builtins.int
     POST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     comment_id: _builtins.int
     """comment_id is the comment's id."""
     post_id: _builtins.int
     """post_id is the post it stood under."""
+    user_id: _builtins.int
+    """user_id is who had written the comment; 0 in events of before it was told."""
     def __init__(
         self,
         *,
         comment_id: _builtins.int = ...,
         post_id: _builtins.int = ...,
+        user_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_id", b"comment_id", "post_id", b"post_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_id", b"comment_id", "post_id", b"post_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

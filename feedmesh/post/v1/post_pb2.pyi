@@ -1196,6 +1196,7 @@ class BatchGetPostsRequest(_message.Message):
         RELATIONS_VERSION_FIELD_NUMBER: _builtins.int
         RELATIONS_KEPT_FIELD_NUMBER: _builtins.int
         SHARERS_UP_TO_FIELD_NUMBER: _builtins.int
+        OWN_AS_OF_FIELD_NUMBER: _builtins.int
         viewer_id: _builtins.int
         """viewer_id is who will see the posts; 0 means a stranger."""
         relations_version: _builtins.int
@@ -1210,6 +1211,10 @@ class BatchGetPostsRequest(_message.Message):
         """sharers_up_to asks for the page of a feed: with shared_by and shares, by plain shares whose ids are at most this,
         and without the shared_post of a quote whose author the viewer mutes. Absent for other pages.
         """
+        own_as_of: _builtins.int
+        """own_as_of is as_of of the BatchListNewest, or of a later BatchGetPosts that told of no change, by which the caller
+        knows what the viewer wrote. Absent where it does not go by that.
+        """
         @_builtins.property
         def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """post_ids are the posts, at most 200."""
@@ -1222,13 +1227,19 @@ class BatchGetPostsRequest(_message.Message):
             relations_version: _builtins.int = ...,
             relations_kept: _builtins.bool = ...,
             sharers_up_to: _builtins.int | None = ...,
+            own_as_of: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to", "sharers_up_to", b"sharers_up_to"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of", "_sharers_up_to", b"_sharers_up_to", "own_as_of", b"own_as_of", "sharers_up_to", b"sharers_up_to"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to", "post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "sharers_up_to", b"sharers_up_to", "viewer_id", b"viewer_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of", "_sharers_up_to", b"_sharers_up_to", "own_as_of", b"own_as_of", "post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "sharers_up_to", b"sharers_up_to", "viewer_id", b"viewer_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__own_as_of: _TypeAlias = _typing.Literal["own_as_of"]  # noqa: Y015
+        _WhichOneofArgType__own_as_of: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of"]  # noqa: Y015
         _WhichOneofReturnType__sharers_up_to: _TypeAlias = _typing.Literal["sharers_up_to"]  # noqa: Y015
         _WhichOneofArgType__sharers_up_to: _TypeAlias = _typing.Literal["_sharers_up_to", b"_sharers_up_to"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__own_as_of) -> _WhichOneofReturnType__own_as_of | None: ...
+        @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__sharers_up_to) -> _WhichOneofReturnType__sharers_up_to | None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
@@ -1264,6 +1275,7 @@ class BatchGetPostsResponse(_message.Message):
         POSTS_FIELD_NUMBER: _builtins.int
         MEMBERS_FIELD_NUMBER: _builtins.int
         SHARES_FIELD_NUMBER: _builtins.int
+        OWN_CHANGED_FIELD_NUMBER: _builtins.int
         members: _builtins.bytes
         """members say which these are, one for each of posts, so that who passes them on need not read them: packed as in
         BatchListNewestResponse.
@@ -1271,6 +1283,10 @@ class BatchGetPostsResponse(_message.Message):
         shares: _builtins.bytes
         """shares are the plain shares of the posts by those whom the viewer follows and does not mute, and by the viewer,
         newest first, of each post at most 20: packed as in BatchListSharersResponse. Empty but for the page of a feed.
+        """
+        own_changed: _builtins.bool
+        """own_changed says that the viewer may have written, shared or deleted something since own_as_of: then what the
+        caller knows of that must be read anew.
         """
         @_builtins.property
         def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
@@ -1282,14 +1298,18 @@ class BatchGetPostsResponse(_message.Message):
             posts: _abc.Iterable[Global___Post] | None = ...,
             members: _builtins.bytes = ...,
             shares: _builtins.bytes = ...,
+            own_changed: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "posts", b"posts", "shares", b"shares"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "own_changed", b"own_changed", "posts", b"posts", "shares", b"shares"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    as_of: _builtins.int
+    """as_of is the transaction of the post service's database below which this answer knows all: an own_as_of."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetPostsResponse.Item]:
         """items answer the request's items, one for one."""
@@ -1298,10 +1318,11 @@ class BatchGetPostsResponse(_message.Message):
         self,
         *,
         items: _abc.Iterable[Global___BatchGetPostsResponse.Item] | None = ...,
+        as_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1398,6 +1419,11 @@ class BatchListNewestResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    as_of: _builtins.int
+    """as_of is the transaction of the post service's database below which the answers to questions about one author each
+    know all: an own_as_of of BatchGetPosts. 0 where no item asks about one author.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListNewestResponse.Item]:
         """items answer the request's items, one for one."""
@@ -1406,10 +1432,11 @@ class BatchListNewestResponse(_message.Message):
         self,
         *,
         items: _abc.Iterable[Global___BatchListNewestResponse.Item] | None = ...,
+        as_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
