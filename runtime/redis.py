@@ -6,7 +6,7 @@ tell when it lost something: runtime/epochs.py.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from runtime import config
 
@@ -81,14 +81,64 @@ class Server:
 
 async def look(client: Redis) -> Server:
     """Asks the server about itself. Raises RedisError."""
-    server, memory = await client.info("server"), await client.info("memory")
+    [text] = await exchange(client, [command(b"INFO", b"server", b"memory")])
+    said = info(text)
     return Server(
-        run_id=str(server["run_id"]),
-        version=tuple(int(part) for part in str(server["redis_version"]).split(".")),
-        eviction=str(memory.get("maxmemory_policy", "")),
-        used_bytes=int(memory["used_memory"]),
-        max_bytes=int(memory.get("maxmemory", 0)),
+        run_id=said["run_id"],
+        version=tuple(int(part) for part in said["redis_version"].split(".")),
+        eviction=said.get("maxmemory_policy", ""),
+        used_bytes=int(said["used_memory"]),
+        max_bytes=int(said.get("maxmemory", 0)),
     )
+
+
+def info(text: bytes) -> dict[str, str]:
+    """What the answer to INFO says."""
+    return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+
+
+def command(*words: bytes | int) -> bytes:
+    """A command in the protocol of Redis."""
+    return b"*%d\r\n" % len(words) + b"".join(map(bulk, words))
+
+
+def bulk(word: bytes | int) -> bytes:
+    """A word of a command in the protocol of Redis."""
+    word = word if isinstance(word, bytes) else b"%d" % word
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+async def exchange(client: Redis, commands: Sequence[bytes], *, may_fail: int = 0) -> list[Any]:
+    """Sends commands that are packed already, over one connection and in this order, and gives their answers as they
+    come; raises the first that is an error, unless it is among the first `may_fail`.
+
+    For what is asked all the time: a pipeline takes several times as long.
+    """
+    pool = client.connection_pool
+    connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]
+
+    async def ask() -> list[Any]:
+        await connection.send_packed_command(commands)
+        found: list[Any] = []
+        for _ in commands:
+            try:
+                found.append(await connection.read_response())
+            except ResponseError as error:
+                found.append(error)
+        return found
+
+    try:
+        found: list[Any] = await connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+    except BaseException:
+        # Answers that nobody read are not to be taken for those of the next command.
+        await connection.disconnect(nowait=True)
+        raise
+    finally:
+        await pool.release(connection)
+    for each in found[may_fail:]:
+        if isinstance(each, ResponseError):
+            raise each
+    return found
 
 
 def unfit(server: Server) -> str | None:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from feedmesh.event.v1 import event_pb2
-from runtime import epochs, metrics, streams
+from runtime import epochs, metrics, redis, streams
 
 COUNT = 1_000
 """Entries of one stream that one read takes at the most."""
@@ -106,24 +106,26 @@ class Seen(NamedTuple):
 
 async def look(client: Redis, topic: str, places: Sequence[Place]) -> Seen:
     """Asks for the streams' ends, the entries after these places, the marker, and the run."""
-    keys = streams.stream_keys(topic)
+    keys = [key.encode() for key in streams.stream_keys(topic)]
     # One connection, so one server, and in this order: what is lost after the marker was read, the next look notices.
     # No command names two keys and there is no transaction, for the sake of a cluster. And none blocks: a look a few
     # times a second costs next to nothing and holds no connection.
-    async with client.pipeline(transaction=False) as pipeline:
-        for key in keys:
-            pipeline.xinfo_stream(key)
-        for key, place in zip(keys, places, strict=False):
-            pipeline.xrange(key, min=b"(" + place.last_id, count=COUNT)
-        pipeline.get(epochs.marker_key(topic))
-        pipeline.info("server")
-        answers = await pipeline.execute(raise_on_error=False)
+    answers = await redis.exchange(
+        client,
+        [
+            *(redis.command(b"XINFO", b"STREAM", key) for key in keys),
+            *(
+                redis.command(b"XRANGE", key, b"(" + place.last_id, b"+", b"COUNT", COUNT)
+                for key, place in zip(keys, places, strict=False)
+            ),
+            redis.command(b"GET", epochs.marker_key(topic).encode()),
+            redis.command(b"INFO", b"server"),
+        ],
+        may_fail=len(keys),
+    )
     ends = tuple(map(end_of, answers[: len(keys)]))
-    for answer in answers[len(keys) :]:
-        if isinstance(answer, Exception):
-            raise answer
     *entries, marker, server = answers[len(keys) :]
-    return Seen(ends, entries, marker, str(server["run_id"]))
+    return Seen(ends, entries, marker, redis.info(server)["run_id"])
 
 
 def end_of(answer: Any) -> Place:
@@ -132,13 +134,15 @@ def end_of(answer: Any) -> Place:
         return Place(b"0-0", 0)
     if isinstance(answer, Exception):
         raise answer
-    return Place(answer["last-generated-id"], answer["entries-added"])
+    said = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
+    return Place(said[b"last-generated-id"], said[b"entries-added"])
 
 
 def decoded(topic: str, entry: Any) -> event_pb2.Event | None:
     """The event of a stream's entry; None where it is none."""
     try:
-        return event_pb2.Event.FromString(entry[1][streams.EVENT])
-    except (KeyError, DecodeError):
+        fields = entry[1]
+        return event_pb2.Event.FromString(fields[fields.index(streams.EVENT) + 1])
+    except (ValueError, DecodeError):
         metrics.TAIL_UNREADABLE.labels(topic).inc()
         return None

@@ -33,6 +33,7 @@ from services.timeline.skeleton import (
     Read,
     Sources,
     Viewer,
+    Window,
     begin,
     candidates,
     hold,
@@ -119,6 +120,8 @@ class Page:
     """While it may have changed since: as of when it is known."""
     rest: Members = field(default_factory=lambda: EMPTY)
     """The entries of the window that were not shown yet, in their order."""
+    packed: bytes = b""
+    """The same in the order of the window, packed."""
     windows: int = 0
     error: errors.Error | None = None
 
@@ -271,22 +274,37 @@ def unless_lost(held: Held | Lost, response: Any) -> Held | None:
 
 async def open_windows(parts: Parts, pages: Sequence[Page]) -> None:
     """Reads the window that each page stands in: `rest` is what of it no earlier page has shown. Raises Unavailable."""
-    size = parts.window
-    found = await look(parts, pages, size + 1)
-    short = [page for page, rows in zip(pages, found, strict=True) if len(rows) <= size and goes_on(page)]
+    size, unknown = parts.window, list[Page]()
+    for page in pages:
+        page.windows += 1
+        first = page.held.first if page.held is not None and page.place == FIRST else None
+        if first is not None and page.own is not None and first.own is page.own.rows and first.size == size:
+            page.place, page.rest, page.packed = first.place, first.entries, first.packed
+        else:
+            unknown.append(page)
+    if not unknown:
+        return
+    found, asked = await look(parts, unknown, size + 1)
+    short = [at for at, page in enumerate(unknown) if len(found[at]) <= size and goes_on(page)]
     if short:
         # Filters took more of the beginning than was read ahead, or much is the viewer's own.
-        whole = dict.fromkeys(page.viewer.user_id for page in short)
-        await take_hold(parts.sources, short, await read_homes(parts.sources, whole))
-        again = await look(parts, short, size + 1)
-        found = [again[short.index(page)] if page in short else rows for page, rows in zip(pages, found, strict=True)]
-    for page, rows in zip(pages, found, strict=True):
+        some = [unknown[at] for at in short]
+        await take_hold(
+            parts.sources, some, await read_homes(parts.sources, {page.viewer.user_id: None for page in some})
+        )
+        again, _ = await look(parts, some, size + 1)
+        for at, rows in zip(short, again, strict=True):
+            found[at] = rows
+    for at, (page, rows) in enumerate(zip(unknown, found, strict=True)):
         assert page.place is not None
-        page.windows += 1
+        is_first = page.place == FIRST
         page.place, entries = begin(page.place, rows, size)
         if page.place.forgot:
             entries = await unless_shared_later(parts.post, page, entries)
         page.rest = unshown(page.place, entries)
+        page.packed = members.pack(page.rest)
+        if is_first and page.held is not None and page.own is not None and at not in asked and at not in short:
+            page.held.first = Window(page.own.rows, size, page.place, page.rest, page.packed)
 
 
 def goes_on(page: Page) -> bool:
@@ -294,7 +312,7 @@ def goes_on(page: Page) -> bool:
     return page.held is not None and not page.held.whole
 
 
-async def look(parts: Parts, pages: Sequence[Page], limit: int) -> list[Members]:
+async def look(parts: Parts, pages: Sequence[Page], limit: int) -> tuple[list[Members], set[int]]:
     """The newest candidates of the pages' places, as `skeleton.candidates`."""
     places = [
         Place(page.viewer, page.held, page.own.rows if page.own else None, page.place.low or 0, page.place.high)
@@ -330,11 +348,9 @@ async def rank(ranking: RankingServiceAsyncStub, pages: Sequence[Page]) -> None:
     pages = [page for page in pages if len(page.rest) and RANKING not in page.response.degraded]
     if not pages:
         return
-    packed = members.pack(np.concatenate([page.rest for page in pages]))
-    request, end = ranking_pb2.BatchRankRequest(), 0
+    request = ranking_pb2.BatchRankRequest()
     for page in pages:
-        begun, end = end, end + len(page.rest) * members.MEMBER_BYTES
-        request.items.add(viewer_id=page.viewer.user_id, candidates=packed[begun:end])
+        request.items.add(viewer_id=page.viewer.user_id, candidates=page.packed)
     try:
         answer = await ranking.BatchRank(request, timeout=RANKING_TIMEOUT_S)
     except errors.Error as error:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 from redis.exceptions import RedisError
 
 from feedmesh.post.v1 import post_pb2
@@ -38,6 +39,8 @@ MAX_MERGED = 200
 """New followees whose posts a read merges into the list; of more, the list is made anew."""
 MOSTLY = 100
 """Members of a list from which on it is made anew when less than half of them are of whom the viewer follows."""
+SEEN_VIEWERS = 20_000
+"""Viewers of whom is kept what was made of their home timeline: 15 KB each."""
 ATTEMPTS = 3
 HELD_AT_HOME = metrics.HELD_ROWS.labels("home")
 
@@ -59,7 +62,22 @@ class Viewer:
         return np.append(self.relation.followees, self.user_id)
 
 
-class Held(NamedTuple):
+class Window(NamedTuple):
+    """The window of a first page, that is what follows from what Redis holds and from what the viewer wrote alone."""
+
+    own: Members
+    """What the viewer wrote last: these very rows."""
+    size: int
+    """Posts in a window."""
+    place: Scroll
+    entries: Members
+    """As of `begin`."""
+    packed: bytes
+    """The entries, as ranking takes them."""
+
+
+@dataclass(eq=False)
+class Held:
     """What Redis holds for a viewer; or as much of it as a first page needs."""
 
     rows: Members
@@ -70,6 +88,18 @@ class Held(NamedTuple):
     """Authors whose posts are not among the rows: the viewer, and pulled ones beyond the bound."""
     whole: bool
     """Whether Redis holds no more."""
+    first: Window | None = None
+    """The window of the first page that was made of it last."""
+
+
+class Seen(NamedTuple):
+    """What was made of a viewer's home timeline. It holds for as long as these very objects are what there is."""
+
+    timeline: Timeline
+    newest: int | None
+    """How many members of it were read at the most."""
+    relation: Relation
+    held: Held
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,8 @@ class Sources:
     timelines: Timelines
     authors: Authors
     modes: Modes
+    seen: LRUCache[int, Seen] = field(default_factory=lambda: LRUCache(SEEN_VIEWERS))
+    """By viewer."""
 
 
 Lost = UnusableError | RedisError | OSError
@@ -96,6 +128,8 @@ class Read(NamedTuple):
     """By viewer."""
     newest: Mapping[int, int | None]
     """How many of each viewer's were read at the most; None for all."""
+    known: Mapping[int, Seen]
+    """What was made of those lists that are as they were."""
 
 
 async def read_homes(sources: Sources, newest: Mapping[int, int | None]) -> Read | Lost:
@@ -104,10 +138,20 @@ async def read_homes(sources: Sources, newest: Mapping[int, int | None]) -> Read
         epoch = sources.guard.epoch
         # First who is pulled, then the lists: who came from pull to push in between has their posts in the list.
         pulled = await sources.modes.pulled()
-        homes = await sources.timelines.read_all({home_key(user_id): most for user_id, most in newest.items()})
+        seen = {
+            user_id: each
+            for user_id, most in newest.items()
+            if (each := sources.seen.get(user_id)) is not None and each.newest == most
+        }
+        homes = await sources.timelines.read_all(
+            {home_key(user_id): most for user_id, most in newest.items()},
+            known={home_key(user_id): each.timeline for user_id, each in seen.items()},
+        )
     except (UnusableError, RedisError, OSError) as error:
         return error
-    return Read(epoch, pulled, dict(zip(newest, homes, strict=True)), newest)
+    by_viewer = dict(zip(newest, homes, strict=True))
+    known = {user_id: each for user_id, each in seen.items() if by_viewer[user_id] is each.timeline}
+    return Read(epoch, pulled, by_viewer, newest, known)
 
 
 async def hold(sources: Sources, viewers: Sequence[Viewer], read: Read | Lost) -> list[Held | Lost | errors.Error]:
@@ -125,16 +169,26 @@ async def hold(sources: Sources, viewers: Sequence[Viewer], read: Read | Lost) -
     ready = not read.pulled.is_stale()
     held: list[Held | Lost | errors.Error | None] = [None for _ in viewers]
     for at, (viewer, some) in enumerate(zip(viewers, pulled_ids, strict=True)):
-        timeline = read.homes[viewer.user_id]
-        if ready and timeline is not None and is_complete(viewer.relation, timeline, read.epoch):
+        timeline, known = read.homes[viewer.user_id], read.known.get(viewer.user_id)
+        if not ready or timeline is None or timeline.epoch != read.epoch:
+            continue
+        if known is not None and known.relation is viewer.relation and not some and some is not None:
+            held[at] = known.held
+        elif is_complete(viewer.relation, timeline, read.epoch):
             followed = among(viewer.relation.following, timeline.rows[:, 1])
             if not is_mostly_others(followed):
-                held[at] = held_by(viewer, timeline, followed, some, authors, read.newest[viewer.user_id])
+                # Of its own, not a part of the array of all that were read together, which it would keep.
+                own = timeline if known is not None else replace(timeline, rows=timeline.rows.copy())
+                newest = read.newest[viewer.user_id]
+                made = held[at] = held_by(viewer, own, followed, some, authors, newest)
+                if some == [] and newest is not None:
+                    sources.seen[viewer.user_id] = Seen(own, newest, viewer.relation, made)
     slow = [at for at, each in enumerate(held) if each is None]
     if slow:
         # Each for itself: what keeps one is nothing to the others.
         for at, each in zip(slow, await asyncio.gather(*(hold_one(sources, viewers[at]) for at in slow)), strict=True):
             held[at] = each
+    HELD_AT_HOME.inc(sum(len(each.rows) for each in held if isinstance(each, Held)))
     return [each for each in held if each is not None]
 
 
@@ -176,7 +230,6 @@ def held_by(
             above, whole = [each[each[:, 0] > floor] for each in above], False
         metrics.HELD_ROWS.labels("authors").inc(sum(len(each) for each in above[1:]))
         rows = newest_first(np.concatenate(above))
-    HELD_AT_HOME.inc(len(timeline.rows))
     return Held(rows, floor, asked, whole)
 
 
@@ -275,8 +328,8 @@ class Place(NamedTuple):
     """The highest id."""
 
 
-async def candidates(post: PostServiceAsyncStub, places: Sequence[Place], limit: int) -> list[Members]:
-    """For each place the newest `limit` posts: shape (n, 3).
+async def candidates(post: PostServiceAsyncStub, places: Sequence[Place], limit: int) -> tuple[list[Members], set[int]]:
+    """For each place the newest `limit` posts: shape (n, 3). And the numbers of those for which Postgres was asked.
 
     Of what is held, and of Postgres below it, unless that is only the beginning of what Redis holds.
     Raises Unavailable.
@@ -304,7 +357,7 @@ async def candidates(post: PostServiceAsyncStub, places: Sequence[Place], limit:
     for (at, _), [rows] in zip(below, rest, strict=True):
         metrics.HELD_ROWS.labels("postgres").inc(len(rows))
         found[at] = np.concatenate([found[at], rows])
-    return found
+    return found, {at for at, _ in (*asked, *below)}
 
 
 def begin(place: Scroll, found: Members, size: int) -> tuple[Scroll, Members]:

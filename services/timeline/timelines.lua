@@ -99,8 +99,9 @@ local function store(key, head, members, cap, slack)
   redis.call('SET', key, text .. members .. string.rep('\0', room * RECORD), 'KEEPTTL')
 end
 
--- read KEYS(1) ARGV(ttl in seconds, newest): a list's head and its newest members, or with 0 all of them; nil without. Its
--- life is renewed, but with a ttl of 0.
+-- read KEYS(1) ARGV(ttl in seconds, newest, known): a list's head and its newest members, or with 0 all of them; nil
+-- without. Where the head is the known one the caller has the members: then only the head. Its life is renewed, but with a
+-- ttl of 0.
 local function read(keys, args)
   local key, ttl, newest = keys[1], tonumber(args[1]), tonumber(args[2])
   local head = redis.call('GETRANGE', key, 0, HEAD - 1)
@@ -110,6 +111,9 @@ local function read(keys, args)
   -- Not at every read: each would be a write for the replicas.
   if ttl > 0 and redis.call('TTL', key) < ttl * 0.99 then
     redis.call('EXPIRE', key, ttl)
+  end
+  if head == args[3] then
+    return head
   end
   local count = number(head, 36)
   local first = newest > 0 and math.max(0, count - newest) or 0
@@ -216,8 +220,9 @@ local function push(keys, args)
   return found
 end
 
--- mend KEYS(1) ARGV(incarnation, removed, added, cap, slack): takes members out of a list and puts others in, and leaves
--- all else as it is. 1, or 0 where that list is gone.
+-- mend KEYS(1) ARGV(incarnation, removed, added, cap, slack, another incarnation): takes members out of a list and puts
+-- others in, and leaves all else as it is but for its incarnation: otherwise a list whose head is the same is the same,
+-- as members go only where the floor rises. 1, or 0 where that list is gone.
 local function mend(keys, args)
   local key, removed = keys[1], args[2]
   local head, members = load(key)
@@ -230,6 +235,7 @@ local function mend(keys, args)
       members = string.sub(members, 1, place) .. string.sub(members, place + RECORD + 1)
     end
   end
+  head.incarnation = number(args[6], 1)
   store(key, head, united(members, args[3]), tonumber(args[4]), tonumber(args[5]))
   return 1
 end

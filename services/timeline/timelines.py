@@ -12,11 +12,13 @@ Every list says what it covers. Its head holds
 - the *epoch* (epoch.py) that it was made in. Under a later one it counts as gone;
 - the *horizon*: the follow id up to which the list holds the posts of those whom the viewer follows (home only). What
   was followed later is merged by the next read;
-- the *incarnation*: which making of the list this is. What was read from Postgres for one is not put into another;
+- the *incarnation*: which making (or mending) of the list this is. What was read from Postgres for one is not put into
+  another;
 - the *bound* above which a new member goes to the end, and how many members there are.
 
 Nothing that people do takes anything out of a list: what was unfollowed or deleted is filtered by the read. Only the
-auditor does, of what Postgres never had, and an erasure.
+auditor does, of what Postgres never had, and an erasure. So a list with the same head is the same list, and whoever has
+it is not sent it again.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -36,8 +39,9 @@ import numpy.typing as npt
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from runtime import ids, members
+from runtime import ids, members, redis
 from runtime.members import Members
+from runtime.redis import bulk, command
 
 BUCKETS = 64
 """Slots of a Redis Cluster that timelines are spread over, by user id. Changing it makes all lists anew."""
@@ -57,6 +61,7 @@ SCANNED = 500
 NOTHING = ids.MAX_ID
 """The floor of a list that covers nothing, because it is being built."""
 ID_BYTES = 7
+HEAD_BYTES = 2 * members.MEMBER_BYTES
 ID_DIGITS = 16
 """Of an id in a key: all keys of a kind have one length."""
 HOMES = "feedmesh:{timeline.??}:home:" + ID_DIGITS * "?"
@@ -85,6 +90,8 @@ class Timeline:
     incarnation: int
     whole: bool = True
     """Whether the rows are all that the list holds, and not only its newest."""
+    head: bytes = b""
+    """As it is stored, if it was read."""
 
     @property
     def covers_nothing(self) -> bool:
@@ -125,20 +132,24 @@ def user_of(key: bytes) -> int:
 
 def decode(stored: Sequence[bytes | None]) -> list[Timeline | None]:
     """Lists as the functions give them: a head, two members long, and members."""
+    if not any(stored):
+        return [None for _ in stored]
     lengths = [len(each or b"") // members.MEMBER_BYTES for each in stored]
     # One array for all: there are hundreds in a batch of feeds.
     records = members.unpack(b"".join(filter(None, stored)))
     timelines: list[Timeline | None] = []
     end = 0
-    for length in lengths:
-        if not length:
+    for each, length in zip(stored, lengths, strict=True):
+        if not each:
             timelines.append(None)
             continue
         begin, end = end, end + length
         (floor, epoch, horizon), (incarnation, _, count) = records[begin : begin + 2].tolist()
         # What covers nothing is whole: there is nothing that could lack.
         whole = floor == NOTHING or length - 2 == count
-        timelines.append(Timeline(records[begin + 2 : end][::-1], floor, epoch, horizon, incarnation, whole))
+        timelines.append(
+            Timeline(records[begin + 2 : end][::-1], floor, epoch, horizon, incarnation, whole, each[:HEAD_BYTES])
+        )
     return timelines
 
 
@@ -172,20 +183,37 @@ class Timelines:
         """One list, or None: see `read_all`."""
         return (await self.read_all({key: newest}, renewed=renewed))[0]
 
-    async def read_all(self, newest: Mapping[str, int | None], *, renewed: bool = True) -> list[Timeline | None]:
+    async def read_all(
+        self,
+        newest: Mapping[str, int | None],
+        *,
+        known: Mapping[str, Timeline] = MappingProxyType({}),
+        renewed: bool = True,
+    ) -> list[Timeline | None]:
         """Many lists, in one round trip to each server: for each key that many (at least 1) of its newest members, or
         with None all.
 
-        Their lives are renewed, unless that is not wanted.
+        Those that are still as they are `known`, by a read of as many, are these very objects. Their lives are renewed,
+        unless that is not wanted.
         """
         if not newest:
             return []
-        call = b"*6\r\n" + bulk(b"FCALL") + bulk(f"read_{VERSION}".encode()) + bulk(1)
+        function = f"read_{VERSION}".encode()
         commands = [
-            b"".join((call, bulk(key.encode()), bulk(self._ttl(key) if renewed else 0), bulk(most or 0)))
+            command(
+                *(b"FCALL", function, 1, key.encode()),
+                *(self._ttl(key) if renewed else 0, most or 0, known[key].head if key in known else b""),
+            )
             for key, most in newest.items()
         ]
-        return decode(await self._with_functions(partial(self._exchange, commands)))
+        stored = await self._with_functions(partial(redis.exchange, self.client, commands))
+        same = {
+            at: known[key]
+            for at, (key, each) in enumerate(zip(newest, stored, strict=True))
+            if key in known and each == known[key].head
+        }
+        found = decode([None if at in same else each for at, each in enumerate(stored)])
+        return [same.get(at, each) for at, each in enumerate(found)]
 
     async def create(self, key: str, epoch: int, *, replaced: int = 0) -> Timeline:
         """Makes a list that covers nothing, from now on open to pushes, unless there is one of this epoch or later.
@@ -225,35 +253,7 @@ class Timelines:
         calls = push_commands(kind, pushes, bulk(self.cap) + bulk(self.slack))
         found = 0
         for at in range(0, len(calls), PUSH_CALLS):
-            found += sum(await self._with_functions(partial(self._exchange, calls[at : at + PUSH_CALLS])))
-        return found
-
-    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        """Sends commands that are packed already and reads their answers; raises the first that is an error."""
-        pool = self.client.connection_pool
-        connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]
-
-        async def exchange() -> list[Any]:
-            await connection.send_packed_command(commands)
-            found: list[Any] = []
-            for _ in commands:
-                try:
-                    found.append(await connection.read_response())
-                except ResponseError as error:
-                    found.append(error)
-            return found
-
-        try:
-            found: list[Any] = await connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
-        except BaseException:
-            # Answers that nobody read are not to be taken for those of the next command.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
-        for each in found:
-            if isinstance(each, ResponseError):
-                raise each
+            found += sum(await self._with_functions(partial(redis.exchange, self.client, calls[at : at + PUSH_CALLS])))
         return found
 
     # For the auditor, the operator, and erasures.
@@ -280,7 +280,8 @@ class Timelines:
     ) -> bool:
         """Takes members out of a list and puts others in (at most 1,000), in one step. False where it is gone."""
         packed = [oldest_first(list(each)) for each in (removed, added)]
-        return bool(await self._call("mend", [key], seven(incarnation), *packed, self.cap, self.slack))
+        another = seven(secrets.randbits(52) + 1)
+        return bool(await self._call("mend", [key], seven(incarnation), *packed, self.cap, self.slack, another))
 
     async def ends_at(self, key: str) -> int:
         """When a list's life ends, in milliseconds since 1970; below 0 where there is none, or no end."""
@@ -323,12 +324,6 @@ class Timelines:
             # A server that is new, or came back without its memory.
             await self.client.function_load(SOURCE.replace("VERSION", VERSION), replace=True)
             return await work()
-
-
-def bulk(word: bytes | int) -> bytes:
-    """A word of a command in the protocol of Redis."""
-    word = word if isinstance(word, bytes) else b"%d" % word
-    return b"$%d\r\n%b\r\n" % (len(word), word)
 
 
 def push_commands(kind: Kind, pushes: Sequence[tuple[Sequence[int] | Ids, Rows]], limits: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from launch.valkey import Running as Valkey
 from runtime import redis
 from runtime.members import Members
-from services.timeline.timelines import NOTHING, Timelines, author_key, home_key
+from services.timeline.timelines import NOTHING, Timeline, Timelines, author_key, home_key
 from tests.integration.timeline_stores import ACTIVE_S, settings
 
 EPOCH = 7
@@ -328,3 +328,40 @@ async def test_a_refusal_leaves_no_answer_for_the_next_command(timelines: Timeli
         with pytest.raises(ResponseError, match="WRONGTYPE"):
             await timelines.push("home", [([READER, READER + 1], rows([2]))])
         assert await held(timelines) == ([2, 1], 0)
+
+
+async def test_a_list_that_is_as_it_is_known_is_not_sent(timelines: Timelines) -> None:
+    known: dict[str, Timeline] = {}
+
+    async def read() -> Timeline:
+        [found] = await timelines.read_all({KEY: 4}, known=known)
+        assert found is not None
+        return found
+
+    made = await timelines.create(KEY, EPOCH)
+    changes: list[Callable[[], Awaitable[object]]] = [
+        lambda: timelines.push("home", [([READER], rows([2]))]),
+        lambda: timelines.fill(KEY, made.incarnation, rows([3, 1]), 0, HORIZON),
+        lambda: timelines.push("home", [([READER], rows([9]))]),
+        lambda: timelines.push("home", [([READER], rows([7]))]),
+        lambda: timelines.merge([KEY], rows([4]), 0),
+        lambda: timelines.merge([KEY], rows([]), 0, horizon=HORIZON + 1),
+        lambda: timelines.push("home", [([READER], rows(range(20, 30)))]),
+    ]
+    for change in changes:
+        before = known[KEY] = await read()
+        assert await read() is before
+        await change()
+        after, anew = await read(), await timelines.read(KEY, newest=4)
+        assert anew is not None
+        assert after is not before
+        assert after.rows.tolist() == anew.rows.tolist()
+    # As many members as before, with the same ends: another list all the same.
+    before = known[KEY] = await read()
+    taken = before.rows[1:2].tolist()
+    assert await timelines.mend(KEY, before.incarnation, removed=taken, added=[(15, AUTHOR, 15)])
+    assert await read() is not before
+    # What is pushed twice changes nothing.
+    known[KEY] = await read()
+    await timelines.push("home", [([READER], rows([29]))])
+    assert await read() is known[KEY]
