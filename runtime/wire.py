@@ -52,6 +52,19 @@ def closed(message: Descriptor, leaves: Collection[Descriptor]) -> Any:
     return GetMessageClass(pool.FindMessageTypeByName(f"closed.{flat(message)}"))
 
 
+def listed(content: bytes) -> bytes:
+    """A message's bytes as an element of a list that is field 1 of another: what stands there for it on the wire."""
+    length = len(content)
+    if length < 1 << 7:
+        return b"\n%c%b" % (length, content)
+    head = bytearray(b"\n")
+    while length >= 1 << 7:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + content
+
+
 def flat(message: Descriptor) -> str:
     """A message's full name as one word."""
     return message.full_name.replace(".", "_")

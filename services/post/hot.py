@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from feedmesh.post.v1 import post_pb2 as pb
-from runtime import ids, members
+from runtime import ids, members, wire
 from runtime.coalesce import Coalescer
 from runtime.postgres import Pool
 from services.post import metrics, store
@@ -36,7 +36,7 @@ Share = tuple[int, int]
 class HotPost:
     """A post that is not deleted, its counts and shares, as of one moment."""
 
-    __slots__ = ("_name", "_public", "member", "plain", "read_s", "row", "shares")
+    __slots__ = ("_listed", "_name", "_public", "member", "plain", "read_s", "row", "shares")
 
     def __init__(self, row: store.PostRow, read_s: float = 0, shares: tuple[Share, ...] | None = None) -> None:
         self.row = row
@@ -51,13 +51,19 @@ class HotPost:
         self.member = members.pack_one(row.post_id, row.user_id, row.original_id)
         """As a packed member."""
         self._name = ""
-        self._public = b""
+        self._public = self._listed = b""
+
+    def listed(self, name: str) -> bytes:
+        """The same as `public`, as an element of a page."""
+        public = self.public(name)
+        self._listed = self._listed or wire.listed(public)
+        return self._listed
 
     def public(self, name: str) -> bytes:
         """What everybody sees of it, as bytes of a Post: all but what is the viewer's own, and its original."""
         if not self._public or name != self._name:
             row = self.row
-            self._name = name
+            self._name, self._listed = name, b""
             self._public = pb.Post(
                 post_id=row.post_id,
                 user_id=row.user_id,
@@ -91,8 +97,8 @@ class HotPosts:
         self._wrote: dict[int, int] = {}
         self._wrote_since = 0
 
-    async def look(self, user_ids: list[int], post_ids: list[int]) -> set[tuple[int, int]]:
-        """Those of some pairs of user and post, one for one, that are likes; and forgets what changed until now."""
+    async def look(self, user_ids: list[int], post_ids: list[int]) -> dict[int, set[int]]:
+        """Likes, as `store.liked`; and forgets what changed until now."""
         seen, asked_s = self._seen, time.monotonic()
         acts = await store.acts(self.pool, user_ids, post_ids, seen)
         gap = asked_s - self._looked_s > GAP_S

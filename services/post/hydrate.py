@@ -8,7 +8,7 @@ nothing about them is the viewer's own: such a post is looked at once for all pa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
@@ -19,9 +19,6 @@ from services.post import store
 from services.post.hot import HotPost, HotPosts
 from services.post.people import Person
 from services.post.sight import STRANGER, Sight, Sights, Viewer
-
-Likes = set[tuple[int, int]]
-"""Who likes what."""
 
 LIKED = pb.Post(liked=True).SerializeToString()
 WithOriginal = wire.closed(pb.Post.DESCRIPTOR, [pb.Post.DESCRIPTOR])
@@ -40,10 +37,10 @@ class Page(NamedTuple):
 class Shown(NamedTuple):
     """A page as its viewer sees it: what may be seen, in the order asked for."""
 
-    posts: list[bytes]
-    """Serialized."""
+    page: bytes
+    """A PostPage, serialized."""
     members: bytes
-    """The same, one for one, packed."""
+    """Its posts, one for one, packed."""
     shares: bytes
     """Plain shares of them by those whom the viewer reads, newest first, packed: share, sharer, original."""
 
@@ -64,18 +61,16 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
         posts |= await hot.of(set(shared.values()) - posts.keys())
         if more := {post_id: original_id for post_id, original_id in shared.items() if post_id not in originals}:
             of_them = [(viewer, list(more.keys() & post_ids)) for viewer, post_ids in asked]
-            liked |= await store.liked(hot.pool, *likeable(of_them, more))
+            for user_id, post_ids in (await store.liked(hot.pool, *likeable(of_them, more))).items():
+                liked.setdefault(user_id, set()).update(post_ids)
     viewers = [page.viewer for page in pages]
     seen = await sights.of(viewers, {post.row.user_id for post in posts.values()})
     shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
     same = alike(posts, seen[0].people) if seen else {}
-    liked_by: dict[int, set[int]] = {}
-    for user_id, post_id in liked:
-        liked_by.setdefault(user_id, set()).add(post_id)
     return [
-        show(posts, page, sight, liked, liked_by.get(sight.viewer_id, set()), of_page, people, same)
+        show(posts, page, sight, liked.get(sight.viewer_id, ()), of_page, people, same)
         for page, sight, of_page in zip(pages, seen, shares, strict=True)
     ]
 
@@ -98,7 +93,7 @@ async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequ
     )
     return [
         {
-            post_id: present(posts, post, sight, liked)
+            post_id: present(posts, post, sight, liked.get(sight.viewer_id, ()))
             for post_id in post_ids
             if (post := posts.get(post_id)) and sees(sight, posts, post)
         }
@@ -167,10 +162,10 @@ async def shares_seen(
 
 
 def alike(posts: Mapping[int, HotPost], people: Mapping[int, Person | None]) -> dict[int, bytes]:
-    """Those of the posts, serialized, that are the same to all who see all that is public, but for their own likes and
-    for who shared."""
+    """Those of the posts, as elements of a page, that are the same to all who see all that is public, but for their own
+    likes and for who shared."""
     return {
-        post_id: post.public(author.name)
+        post_id: post.listed(author.name)
         for post_id, post in posts.items()
         if post.plain and (author := people.get(post.row.user_id)) is not None and not author.private
     }
@@ -180,8 +175,7 @@ def show(
     posts: Mapping[int, HotPost],
     page: Page,
     sight: Sight,
-    liked: Likes,
-    likes: set[int],
+    likes: Collection[int],
     shares: Mapping[int, Sequence[tuple[int, int]]],
     people: Mapping[int, Person | None],
     same: Mapping[int, bytes],
@@ -189,22 +183,27 @@ def show(
     """A page as its viewer sees it. `likes` are what the viewer likes, `people` who shared, `same` is as of `alike`."""
     if not sight.sees_all_public:
         same = {}
-    special = set(page.post_ids).difference(same).union(likes.intersection(page.post_ids), shares)
+    content: list[bytes] = []
+    there: list[HotPost] = []
+    shared: list[tuple[int, int, int]] = []
     in_feed = page.sharers_up_to is not None
-    own: dict[int, bytes] = {}
-    for post_id in special:
-        post = posts.get(post_id)
-        if post is None or not sees(sight, posts, post):
-            continue
-        own[post_id] = present(posts, post, sight, liked, in_feed=in_feed)
-        if of_post := shares.get(post_id):
-            own[post_id] += pb.Post(shared_by=named(of_post, people)).SerializeToString()
-    there = [post_id for post_id in page.post_ids if post_id in own or post_id not in special]
-    shown = [(*share, post_id) for post_id in own.keys() & shares.keys() for share in shares[post_id]]
+    for post_id in page.post_ids:
+        listed = same.get(post_id)
+        if listed is None or post_id in likes or post_id in shares:
+            post = posts.get(post_id)
+            if post is None or (listed is None and not sees(sight, posts, post)):
+                continue
+            whole = present(posts, post, sight, likes, in_feed=in_feed)
+            if of_post := shares.get(post_id):
+                whole += pb.Post(shared_by=named(of_post, people)).SerializeToString()
+                shared += [(*share, post_id) for share in of_post]
+            listed = wire.listed(whole)
+        content.append(listed)
+        there.append(posts[post_id])
     return Shown(
-        [own.get(post_id) or same[post_id] for post_id in there],
-        b"".join([posts[post_id].member for post_id in there]),
-        b"".join([members.pack_one(*share) for share in sorted(shown, reverse=True)]),
+        b"".join(content),
+        b"".join([post.member for post in there]),
+        b"".join([members.pack_one(*share) for share in sorted(shared, reverse=True)]),
     )
 
 
@@ -229,12 +228,12 @@ def present(
     posts: Mapping[int, HotPost],
     post: HotPost,
     sight: Sight,
-    liked: Likes,
+    likes: Collection[int],
     *,
     nested: bool = False,
     in_feed: bool = False,
 ) -> bytes:
-    """A post as the viewer sees it, serialized; its original, one level deep, where that may be seen.
+    """A post as the viewer, who likes `likes`, sees it, serialized; its original, one level deep, if that may be seen.
 
     In a feed the original of somebody whom the viewer mutes is left out.
     """
@@ -243,7 +242,7 @@ def present(
     if row.original_id != row.post_id:
         counted = posts[row.original_id].row
         content += pb.Post(likes=counted.likes, comments=counted.comments, shares=counted.shares).SerializeToString()
-    if (sight.viewer_id, row.original_id) in liked:
+    if row.original_id in likes:
         content += LIKED
     original = posts.get(row.shared_post_id) if row.shared_post_id is not None and not nested else None
     if (
@@ -251,7 +250,7 @@ def present(
         and sight.sees(original.row.user_id, original.row.visibility)
         and not (in_feed and sight.relation is not None and sight.relation.mutes(original.row.user_id))
     ):
-        whole = present(posts, original, sight, liked, nested=True)
+        whole = present(posts, original, sight, likes, nested=True)
         content += WithOriginal(shared_post=whole).SerializeToString()
     return content
 

@@ -82,7 +82,7 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
             # The original was deleted meanwhile: nothing is written.
             raise not_found(request.post_id)
         liked = await store.liked(connection, [request.user_id], [original.post_id])
-        post = pb.Post.FromString(present(shown, shown[share_id], sight, liked))
+        post = pb.Post.FromString(present(shown, shown[share_id], sight, liked.get(request.user_id, ())))
         post.username = username
         # The stored answer holds nothing of anybody else: it outlives the original by up to a day.
         post.ClearField("shared_post")

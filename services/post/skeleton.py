@@ -12,7 +12,7 @@ from services.post.hot import HotPosts
 from services.post.hydrate import Page, hydrate_feeds
 from services.post.sight import Sights, Viewer
 
-Answer = wire.closed(pb.BatchGetPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR])
+Answer = wire.closed(pb.BatchGetPostsResponse.DESCRIPTOR, [pb.PostPage.DESCRIPTOR])
 NO_ENGAGEMENT = (0, 0, 0, 0.0)
 
 
@@ -29,7 +29,7 @@ async def get_posts(hot: HotPosts, sights: Sights, request: pb.BatchGetPostsRequ
     answer = Answer()
     for item, shown in zip(request.items, await hydrate_feeds(hot, sights, pages), strict=True):
         changed = item.HasField("own_as_of") and hot.has_written(item.viewer_id, item.own_as_of)
-        answer.items.add(posts=shown.posts, members=shown.members, shares=shown.shares, own_changed=changed)
+        answer.items.add(page=shown.page, members=shown.members, shares=shown.shares, own_changed=changed)
     answer.as_of = hot.as_of
     return bytes(answer.SerializeToString())
 

@@ -146,8 +146,8 @@ Change = tuple[int, int, int]
 class Acts(NamedTuple):
     """What `acts` found."""
 
-    likes: set[tuple[int, int]]
-    """User and post."""
+    likes: dict[int, set[int]]
+    """Posts by user."""
     changes: list[Change] | None
     """None where there are too many."""
     snapshot: Snapshot
@@ -458,10 +458,13 @@ async def posts_with_shares(
     ]
 
 
-async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> set[tuple[int, int]]:
-    """Those of the pairs of user and post (one for one) where the user likes the post."""
+async def liked(reader: Reader, user_ids: list[int], post_ids: list[int]) -> dict[int, set[int]]:
+    """Of some pairs of user and post (one for one) those where the user likes the post: posts by user."""
     rows = await fetch(reader, f"SELECT user_id, post_id {LIKED}", {"users": int8s(user_ids), "posts": int8s(post_ids)})
-    return set(rows)
+    found: dict[int, set[int]] = {}
+    for user_id, post_id in rows:
+        found.setdefault(user_id, set()).add(post_id)
+    return found
 
 
 async def acts(pool: Pool, user_ids: list[int], post_ids: list[int], seen: Snapshot | None) -> Acts:
@@ -489,7 +492,10 @@ async def acts(pool: Pool, user_ids: list[int], post_ids: list[int], seen: Snaps
     )
     [(xmax, xmin, _, text)] = [row for row in rows if row[3]]
     changes = [row[:3] for row in rows if row[2]]
-    likes = {row[:2] for row in rows if not (row[2] or row[3])}
+    likes: dict[int, set[int]] = {}
+    for user_id, post_id, xid, snapshot in rows:
+        if not (xid or snapshot):
+            likes.setdefault(user_id, set()).add(post_id)
     return Acts(likes, changes if len(changes) <= MAX_CHANGES else None, Snapshot(xmax, xmin, text))
 
 

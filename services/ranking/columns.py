@@ -36,7 +36,7 @@ class Columns:
         self._capacity = capacity
         # Likes, comments, shares, heat, and the time in ms that heat is true for.
         self._table = np.zeros((capacity, WIDTH + 1))
-        self._rows = Places(capacity)
+        self._rows = Places()
         self._free: list[int] = []
 
     def __len__(self) -> int:

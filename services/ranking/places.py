@@ -16,70 +16,94 @@ GOLDEN = 0x9E3779B97F4A7C15
 WORD = 2**64 - 1
 FREE = 0
 """No id."""
+LEAST_BITS = 10
 
 
 class Places:
-    """A row, at least 0 and below 2^31, for each of at most `capacity` ids."""
+    """A row, at least 0, for each of any number of ids. Grows with them: small tables stay in caches."""
 
-    def __init__(self, capacity: int) -> None:
-        # At most half of the slots are taken: then a search looks at two or three.
-        bits = (2 * capacity).bit_length() + 1
-        self._shift = 64 - bits
-        self._last = 2**bits - 1
-        self._ids: Ids = np.full(2**bits, FREE, dtype=np.int64)
-        self._rows = np.zeros(2**bits, dtype=np.int32)
+    def __init__(self) -> None:
+        self._clear(LEAST_BITS)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def find(self, post_ids: Ids, nowhere: int) -> npt.NDArray[np.int32]:
+    def find(self, post_ids: Ids, nowhere: int) -> Ids:
         """The rows of ids, in their order; `nowhere` for those without one."""
-        slots = ((post_ids.astype(np.uint64) * np.uint64(GOLDEN)) >> np.uint64(self._shift)).astype(np.intp)
-        there = self._ids[slots]
-        rows = np.where(there == post_ids, self._rows[slots], np.int32(nowhere))
-        left = np.flatnonzero((there != post_ids) & (there != FREE))
+        slots = self._firsts(post_ids)
+        # Id and row lie side by side, so that memory is waited for once.
+        there = self._slots.take(slots, axis=0)
+        is_there = there[:, 0] == post_ids
+        rows = np.where(is_there, there[:, 1], nowhere)
+        left = np.flatnonzero(~is_there & (there[:, 0] != FREE))
         slots, sought = slots[left], post_ids[left]
         while len(left):
             slots = (slots + 1) & self._last
-            there = self._ids[slots]
-            found = there == sought
-            rows[left[found]] = self._rows[slots[found]]
-            on = ~found & (there != FREE)
+            there = self._slots.take(slots, axis=0)
+            is_there = there[:, 0] == sought
+            rows[left[is_there]] = there[is_there, 1]
+            on = ~is_there & (there[:, 0] != FREE)
             left, slots, sought = left[on], slots[on], sought[on]
         return rows
 
     def get(self, post_id: int) -> int | None:
         """The row of an id."""
         slot = self._slot(post_id)
-        return int(self._rows[slot]) if self._ids[slot] == post_id else None
+        return int(self._slots[slot, 1]) if self._slots[slot, 0] == post_id else None
 
     def put(self, post_id: int, row: int) -> None:
         """Gives an id a row that has none."""
-        slot = self._slot(post_id)
-        self._ids[slot], self._rows[slot] = post_id, row
+        # At most half of the slots are taken: then a search looks at two or three.
+        if 2 * self._count >= len(self._slots):
+            self._grow()
+        self._slots[self._slot(post_id)] = post_id, row
         self._count += 1
 
     def pop(self, post_id: int) -> int | None:
         """Takes an id out; the row that it had."""
         slot = self._slot(post_id)
-        if self._ids[slot] != post_id:
+        if self._slots[slot, 0] != post_id:
             return None
-        row = int(self._rows[slot])
+        row = int(self._slots[slot, 1])
         gap = after = slot
-        while (other := int(self._ids[after := (after + 1) & self._last])) != FREE:
+        while (other := int(self._slots[after := (after + 1) & self._last, 0])) != FREE:
             # What a search would not find beyond the gap, because it begins at it or before, fills it.
             if (after - self._first(other)) & self._last >= (after - gap) & self._last:
-                self._ids[gap], self._rows[gap] = other, self._rows[after]
+                self._slots[gap] = self._slots[after]
                 gap = after
-        self._ids[gap] = FREE
+        self._slots[gap, 0] = FREE
         self._count -= 1
         return row
 
     def ids(self) -> Ids:
         """All ids, in no order."""
-        taken: Ids = self._ids[self._ids != FREE]
+        return self._taken()[:, 0]
+
+    def _taken(self) -> Ids:
+        taken: Ids = self._slots[self._slots[:, 0] != FREE]
         return taken
+
+    def _clear(self, bits: int) -> None:
+        self._shift = 64 - bits
+        self._last = 2**bits - 1
+        self._slots: Ids = np.full((2**bits, 2), FREE, dtype=np.int64)
+
+    def _grow(self) -> None:
+        left = self._taken()
+        self._clear(len(self._slots).bit_length())
+        slots = self._firsts(left[:, 0])
+        while len(left):
+            # Of those that come to one free slot the first takes it; the others go on, as one by one they would.
+            free = np.flatnonzero(self._slots[slots, 0] == FREE)
+            taken, first = np.unique(slots[free], return_index=True)
+            self._slots[taken] = left[free[first]]
+            on = np.ones(len(left), dtype=bool)
+            on[free[first]] = False
+            left, slots = left[on], (slots[on] + 1) & self._last
+
+    def _firsts(self, post_ids: Ids) -> npt.NDArray[np.intp]:
+        return ((post_ids.astype(np.uint64) * np.uint64(GOLDEN)) >> np.uint64(self._shift)).astype(np.intp)
 
     def _first(self, post_id: int) -> int:
         """Where the search for an id begins."""
@@ -88,6 +112,6 @@ class Places:
     def _slot(self, post_id: int) -> int:
         """Where an id is, or the free slot where it would be."""
         slot = self._first(post_id)
-        while (there := self._ids[slot]) != post_id and there != FREE:
+        while (there := self._slots[slot, 0]) != post_id and there != FREE:
             slot = (slot + 1) & self._last
         return slot

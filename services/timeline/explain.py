@@ -66,9 +66,9 @@ async def shown(parts: Parts, viewer: Viewer, post_id: int) -> tuple[post_pb2.Po
         sharers_up_to=ids.MAX_ID,
     )
     item = (await parts.post.BatchGetPosts(request)).items[0]
-    if not item.posts:
+    if not item.page.posts:
         raise errors.NotFound("POST_NOT_FOUND", f"there is no post {post_id}")
-    return item.posts[0], members.unpack(item.shares)
+    return item.page.posts[0], members.unpack(item.shares)
 
 
 async def nobody_read(parts: Parts, viewer: Viewer, post_id: int) -> pb.FeedFilter.ValueType:

@@ -63,10 +63,8 @@ KNOWN = metrics.OWN.labels("known")
 Known = tuple[Mapping[int, Relation], bool]
 """The relations of those viewers that exist, and whether these are from before the graph was gone."""
 
-POST = post_pb2.Post.DESCRIPTOR
-Feed = wire.closed(pb.GetFeedResponse.DESCRIPTOR, [POST])
-"""A GetFeedResponse whose posts are bytes."""
-Posts = wire.closed(post_pb2.BatchGetPostsResponse.DESCRIPTOR, [POST])
+Pages = wire.closed(post_pb2.BatchGetPostsResponse.DESCRIPTOR, [post_pb2.PostPage.DESCRIPTOR])
+Posts = wire.closed(post_pb2.PostPage.DESCRIPTOR, [post_pb2.Post.DESCRIPTOR])
 
 
 class Entry(NamedTuple):
@@ -93,8 +91,8 @@ class Parts:
 
     @cached_property
     def hydrate(self) -> Any:
-        """BatchGetPosts, with posts as bytes."""
-        return client.read_by(self.post.BatchGetPosts, Posts.FromString)
+        """BatchGetPosts, with pages as bytes."""
+        return client.read_by(self.post.BatchGetPosts, Pages.FromString)
 
     @cached_property
     def own(self) -> Own:
@@ -111,7 +109,12 @@ class Page:
     limit: int
     place: Scroll | None
     """Where the next post is to be looked for; None at the end of the feed."""
-    response: Any = field(default_factory=Feed)
+    response: pb.GetFeedResponse = field(default_factory=pb.GetFeedResponse)
+    """Without its posts."""
+    posts: list[bytes] = field(default_factory=list)
+    """These, as parts of a PostPage, which is what they are in the response too."""
+    count: int = 0
+    """How many they are."""
     held: Held | None = None
     """What Redis holds for the viewer; None where it cannot be used."""
     own: Written | None = None
@@ -128,7 +131,7 @@ class Page:
     @property
     def room(self) -> int:
         """How many more posts the page takes."""
-        return self.limit - len(self.response.posts)
+        return self.limit - self.count
 
     @property
     def is_open(self) -> bool:
@@ -141,8 +144,11 @@ class Page:
         return self.error is None and ((len(self.rest) > 0 and self.room > 0) or self.own_as_of is not None)
 
 
-async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[Any]:
-    """The page that each request asks for (a `Feed`), or the Error why there is none: one that fails fails alone."""
+async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[bytes | errors.Error]:
+    """The page that each request asks for (GetFeedResponse, serialized), or the Error why there is none.
+
+    One that fails fails alone.
+    """
     results: dict[int, errors.Error] = {}
     places: dict[int, Scroll] = {}
     for at, request in enumerate(requests):
@@ -166,7 +172,7 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
     )
     for at, place in places.items():
         request = requests[at]
-        response = Feed()
+        response = pb.GetFeedResponse()
         try:
             viewer = known_viewer(request.user_id, relations, response)
         except errors.Error as error:
@@ -177,7 +183,12 @@ async def get_feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list
         page.own, page.own_as_of = own.get(viewer.user_id, (None, None))
     await take_hold(parts.sources, list(pages.values()), read)
     await fill(parts, list(pages.values()))
-    return [results.get(at) or pages[at].error or pages[at].response for at in range(len(requests))]
+    return [results.get(at) or pages[at].error or serialized(pages[at]) for at in range(len(requests))]
+
+
+def serialized(page: Page) -> bytes:
+    """The response of a page: messages that follow each other are one with the fields of both."""
+    return b"".join([*page.posts, page.response.SerializeToString()])
 
 
 async def relations_of(relations: Relations, viewer_ids: Sequence[int]) -> Known | errors.Error:
@@ -398,12 +409,12 @@ async def hydrate(parts: Parts, pages: Sequence[Page]) -> list[Page]:
         if asked and page.own is not None:
             page.own.as_of = max(page.own.as_of, answer.as_of)
             KNOWN.inc()
-        put(page, item.posts, rows, shared)
+        put(page, item.page, rows, shared)
     return changed
 
 
-def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> None:
-    """Puts onto a page those of its next entries that may be seen. `rows` say what `posts` are.
+def put(page: Page, posts: bytes, rows: Members, shares: Members) -> None:
+    """Puts onto a page those of its next entries that may be seen. `rows` say what `posts` (a PostPage) are.
 
     A list may still hold a share that was taken back; then the post's place is another. The page is cut there and goes
     on in the right order.
@@ -417,13 +428,15 @@ def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> N
         shared_at = {*positions}.difference(post_ids)
         if not shared_at or shared_at.issubset(shares[:, 0].tolist()):
             # And the others are where they were shared. So it is mostly.
-            page.response.posts.extend(posts)
+            page.posts.append(posts)
+            page.count += len(rows)
             page.rest = page.rest[room:]
             page.place = page.place.showing(post_ids)
             return
     viewer, dropped = page.viewer, metrics.FEED_DROPPED
     authors: dict[int, tuple[bytes, int]] = {
-        post_id: (post, author_id) for post, (post_id, author_id, _) in zip(posts, rows.tolist(), strict=True)
+        post_id: (post, author_id)
+        for post, (post_id, author_id, _) in zip(Posts.FromString(posts).posts, rows.tolist(), strict=True)
     }
     left, shown = page.rest[room:], []
     for at, (position, author_id, post_id) in enumerate(taken.tolist()):
@@ -442,7 +455,8 @@ def put(page: Page, posts: Sequence[bytes], rows: Members, shares: Members) -> N
                     here = [right] if right is not None and right.position >= (page.place.low or 0) else []
                     left = np.concatenate([np.array(here, dtype=np.int64).reshape(-1, 3), page.rest[at + 1 :]])
                     break
-            page.response.posts.append(post)
+            page.posts.append(wire.listed(post))
+            page.count += 1
         shown.append(post_id)
     if page.order == pb.FEED_ORDER_LATEST:
         left = left[np.argsort(-left[:, 0], kind="stable")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
-from runtime import errors, wire
+from runtime import wire
 from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import MAX_BATCH_POSTS, most_posts, require_fitting
 from services.timeline.explain import explain
@@ -25,18 +25,16 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     parts: Parts
 
     @cached_property
-    def _feeds(self) -> Coalescer[pb.GetFeedRequest, Any]:
+    def _feeds(self) -> Coalescer[pb.GetFeedRequest, bytes]:
         """Pages that are asked for one by one, made together."""
         return Coalescer("feeds", partial(get_feeds, self.parts), max_weight=MAX_BATCH_POSTS, weigh=most_posts)
 
     async def GetFeed(self, request: pb.GetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
-        return bytes((await self._feeds(request)).SerializeToString())
+        return await self._feeds(request)
 
     async def ExplainPost(self, request: pb.ExplainPostRequest, context: Any) -> pb.ExplainPostResponse:
         return await explain(self.parts, request)
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(map(most_posts, request.items)))
-        feeds = await get_feeds(self.parts, request.items)
-        results = [feed if isinstance(feed, errors.Error) else feed.SerializeToString() for feed in feeds]
-        return bytes(outcomes(Feeds(), results).SerializeToString())
+        return bytes(outcomes(Feeds(), await get_feeds(self.parts, request.items)).SerializeToString())

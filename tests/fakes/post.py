@@ -262,7 +262,8 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         response = pb.BatchGetPostsResponse()
         for item in request.items:
             entries = [e for post_id in item.post_ids if (e := self.seen(post_id, item.viewer_id))]
-            page = response.items.add(posts=[self._present(entry, item.viewer_id) for entry in entries])
+            posts = [self._present(entry, item.viewer_id) for entry in entries]
+            page = response.items.add(page=pb.PostPage(posts=posts))
             page.members = packed(entries)
             if item.HasField("sharers_up_to"):
                 muted = {target for user_id, target in self._graph.mutes if user_id == item.viewer_id}
@@ -278,7 +279,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         """Adds what the page of a feed has besides."""
         read = {followee for follower, followee in self._graph.follows if follower == viewer_id} - set(muted)
         shares = []
-        for post in page.posts:
+        for post in page.page.posts:
             own = (e for e in self.entries() if e.original_id == post.post_id != e.post_id and e.post_id <= up_to)
             newest = [e for e in own if e.user_id in read | {viewer_id}][:MAX_SHARERS]
             shares += newest

@@ -44,7 +44,7 @@ class Replicas:
         [page] = pb.BatchGetPostsResponse.FromString(answer).items
         return [
             (p.post_id, p.likes, p.comments, p.shares, p.liked, [sharer.user_id for sharer in p.shared_by])
-            for p in page.posts
+            for p in page.page.posts
         ]
 
     async def read(self) -> int:

@@ -204,7 +204,7 @@ async def get_post(mesh: WholeMesh, case: Case) -> bool:
 async def batch_get_posts(mesh: WholeMesh, case: Case) -> bool:
     request = post_pb2.BatchGetPostsRequest()
     request.items.add(viewer_id=case.viewer, post_ids=[case.post, case.share, case.quote])
-    posts = (await mesh.post.BatchGetPosts(request)).items[0].posts
+    posts = (await mesh.post.BatchGetPosts(request)).items[0].page.posts
     nested_is(posts, case, case.sees)
     shown = {post.post_id for post in posts}
     assert case.quote in shown

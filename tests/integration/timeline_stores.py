@@ -79,6 +79,6 @@ def settings(url: str) -> redis.RedisSettings:
 async def feeds(parts: Parts, requests: Sequence[pb.GetFeedRequest]) -> list[pb.GetFeedResponse | errors.Error]:
     """What `get_feeds` gives, each page as the contract's message."""
     return [
-        answer if isinstance(answer, errors.Error) else pb.GetFeedResponse.FromString(answer.SerializeToString())
+        answer if isinstance(answer, errors.Error) else pb.GetFeedResponse.FromString(answer)
         for answer in await get_feeds(parts, requests)
     ]

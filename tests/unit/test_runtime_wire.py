@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from runtime import wire
@@ -34,3 +36,10 @@ def test_a_field_of_its_own_type_is_closed_too() -> None:
 
 def test_without_leaves_it_is_the_messages_own_class() -> None:
     assert wire.closed(POST, []) is post_pb2.Post
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
+def test_elements_of_a_list_are_what_a_message_with_the_list_is_made_of(length: int) -> None:
+    posts = [post_pb2.Post(content="x" * length), post_pb2.Post(post_id=5)]
+    whole = post_pb2.PostPage(posts=posts).SerializeToString()
+    assert b"".join([wire.listed(post.SerializeToString()) for post in posts]) == whole

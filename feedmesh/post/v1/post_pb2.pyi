@@ -1261,6 +1261,32 @@ class BatchGetPostsRequest(_message.Message):
 Global___BatchGetPostsRequest: _TypeAlias = BatchGetPostsRequest  # noqa: Y015
 
 @_typing.final
+class PostPage(_message.Message):
+    """PostPage is the posts of a page, for whoever passes them on unread: its bytes are those of any message whose field 1 is
+    such a list, as far as that field goes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
+        """posts are the posts, in order."""
+
+    def __init__(
+        self,
+        *,
+        posts: _abc.Iterable[Global___Post] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["posts", b"posts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostPage: _TypeAlias = PostPage  # noqa: Y015
+
+@_typing.final
 class BatchGetPostsResponse(_message.Message):
     """BatchGetPostsResponse answers BatchGetPosts."""
 
@@ -1272,12 +1298,12 @@ class BatchGetPostsResponse(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        POSTS_FIELD_NUMBER: _builtins.int
+        PAGE_FIELD_NUMBER: _builtins.int
         MEMBERS_FIELD_NUMBER: _builtins.int
         SHARES_FIELD_NUMBER: _builtins.int
         OWN_CHANGED_FIELD_NUMBER: _builtins.int
         members: _builtins.bytes
-        """members say which these are, one for each of posts, so that who passes them on need not read them: packed as in
+        """members say which these are, one for each, so that who passes them on need not read them: packed as in
         BatchListNewestResponse.
         """
         shares: _builtins.bytes
@@ -1289,20 +1315,20 @@ class BatchGetPostsResponse(_message.Message):
         caller knows of that must be read anew.
         """
         @_builtins.property
-        def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-            """posts are those of the page that exist and that the viewer may see, in the order asked for."""
+        def page(self) -> Global___PostPage:
+            """page is those of the posts that exist and that the viewer may see, in the order asked for."""
 
         def __init__(
             self,
             *,
-            posts: _abc.Iterable[Global___Post] | None = ...,
+            page: Global___PostPage | None = ...,
             members: _builtins.bytes = ...,
             shares: _builtins.bytes = ...,
             own_changed: _builtins.bool = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "own_changed", b"own_changed", "posts", b"posts", "shares", b"shares"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "own_changed", b"own_changed", "page", b"page", "shares", b"shares"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
