@@ -3,7 +3,8 @@
 A hop costs nearly the same for a batch of 32 as for one, and so do a round trip to Redis and a multi-row insert. Nobody
 waits for others when nothing is under way: what arrives in one turn of the event loop goes out at its end. Under load
 batches grow by themselves, because more arrives while the batch before is under way. A second batch goes out beside it
-once as many wait as went with the one before: what comes back together mostly comes again together.
+once as many wait as went with the one before: what comes back together mostly comes again together. And not before some
+wait for each that is under way: a small batch takes nearly as long as a large one, and the others longer for it.
 
 Each member keeps its own deadline, its own failure and its own fate: who stops waiting takes nothing from the others.
 A batch for which nobody waits any more is cancelled.
@@ -35,6 +36,10 @@ A = TypeVar("A", bound=Message)
 READS, WRITES = 3, 2
 """Batches of a kind under way at once. A read of 64 callers is 8 % cheaper with three than with two; a write a fifth
 cheaper with two, as each of its batches is a transaction."""
+BESIDE = 8
+"""Items that wait, for each batch under way, before another goes out beside. At a third of the load that two cores bear a
+read took 26 instead of 40 ms at the median, 50 instead of 90 at the 99th percentile. With 16 of them 16 callers got
+one batch at a time, and left a core idle."""
 RPC_ITEMS = 64
 """Items of one RPC, unless its contract allows fewer."""
 MAX_WAITING = 4_096
@@ -86,6 +91,8 @@ class Coalescer(Generic[I, R]):
         self._in_flight = in_flight
         self._weigh = weigh
         self._waiting: deque[Member[I, R]] = deque()
+        self._weight = 0
+        """Of those that wait."""
         self._under_way = 0
         self._latest = 0
         self._due = False
@@ -103,6 +110,7 @@ class Coalescer(Generic[I, R]):
             raise errors.Unavailable("too many calls wait for their batch")
         member: Member[I, R] = Member(item, self._weigh(item))
         self._waiting.append(member)
+        self._weight += member.weight
         if not self._due and self._may_begin():
             # At the end of this turn of the loop, so that all that it brings goes together.
             self._due = True
@@ -143,7 +151,10 @@ class Coalescer(Generic[I, R]):
             self._look_again(min(coming))
 
     def _may_begin(self) -> bool:
-        return self._under_way == 0 or (self._under_way < self._in_flight and len(self._waiting) >= self._latest)
+        if self._under_way == 0:
+            return True
+        are_many = len(self._waiting) >= max(self._latest, BESIDE * self._under_way)
+        return self._under_way < self._in_flight and (are_many or self._weight >= self._max_weight)
 
     def _begin(self) -> None:
         self._due = False
@@ -162,13 +173,14 @@ class Coalescer(Generic[I, R]):
         weight = 0
         while self._waiting:
             member = self._waiting[0]
-            if member.result.done():  # its caller has gone
-                self._waiting.popleft()
-                continue
-            if batch and weight + member.weight > self._max_weight:
+            gone = member.result.done()  # its caller has
+            if batch and not gone and weight + member.weight > self._max_weight:
                 break
-            weight += member.weight
-            batch.append(self._waiting.popleft())
+            self._waiting.popleft()
+            self._weight -= member.weight
+            if not gone:
+                weight += member.weight
+                batch.append(member)
         return batch
 
     async def _run(self, batch: list[Member[I, R]]) -> None:

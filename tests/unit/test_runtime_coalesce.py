@@ -50,18 +50,44 @@ async def test_alone_it_goes_at_once_and_together_what_comes_at_once(batches: Ba
 
 
 async def test_what_comes_while_as_many_are_under_way_as_may_be_goes_together_afterwards(batches: Batches) -> None:
-    call = Coalescer("test", batches.send, max_weight=8, in_flight=2)
+    call = Coalescer("test", batches.send, max_weight=64, in_flight=2)
+    few, many = list(range(1, coalesce.BESIDE)), list(range(100, 100 + 3 * coalesce.BESIDE))
     batches.gate.clear()
-    calls = []
-    for item in range(2):
-        calls.append(asyncio.create_task(call(item)))
-        await batches.until(item + 1)
-    calls += [asyncio.create_task(call(item)) for item in range(2, 6)]
-    await asyncio.sleep(0)
-    assert batches.sent == [[0], [1]]
+    calls = [asyncio.create_task(call(0))]
+    await batches.until(1)
+    calls += [asyncio.create_task(call(item)) for item in few]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert batches.sent == [[0]]
+    calls.append(asyncio.create_task(call(coalesce.BESIDE)))
+    await batches.until(2)
+    calls += [asyncio.create_task(call(item)) for item in many]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    together = [[0], [*few, coalesce.BESIDE]]
+    assert batches.sent == together
     batches.gate.set()
-    assert await asyncio.gather(*calls) == [0, 10, 20, 30, 40, 50]
-    assert batches.sent == [[0], [1], [2, 3, 4, 5]]
+    assert await asyncio.gather(*calls) == [10 * item for item in (0, *few, coalesce.BESIDE, *many)]
+    assert batches.sent == [*together, many]
+
+
+async def test_what_fills_a_batch_need_not_be_many(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=10, in_flight=2, weigh=lambda item: item)
+    batches.gate.clear()
+    calls = [asyncio.create_task(call(1))]
+    await batches.until(1)
+    gone = asyncio.create_task(call(5))
+    calls.append(asyncio.create_task(call(4)))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert batches.sent == [[1]]
+    calls.append(asyncio.create_task(call(6)))
+    await batches.until(2)
+    batches.gate.set()
+    assert await asyncio.gather(*calls) == [10, 40, 60]
+    assert batches.sent == [[1], [4, 6]]
 
 
 async def test_a_batch_is_bounded_by_weight_unless_one_item_alone_is_heavier(batches: Batches) -> None:
