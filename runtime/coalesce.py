@@ -37,8 +37,8 @@ READS, WRITES = 3, 2
 """Batches of a kind under way at once. A read of 64 callers is 8 % cheaper with three than with two; a write a fifth
 cheaper with two, as each of its batches is a transaction."""
 BESIDE = 8
-"""Items that wait, for each batch under way, before another goes out beside. At a third of the load that two cores bear a
-read took 26 instead of 40 ms at the median, 50 instead of 90 at the 99th percentile. With 16 of them 16 callers got
+"""Items that wait, for each batch under way, before another goes out beside. At a third of the load that two cores bear
+a read took 26 instead of 40 ms at the median, 50 instead of 90 at the 99th percentile. With 16 of them 16 callers got
 one batch at a time, and left a core idle."""
 RPC_ITEMS = 64
 """Items of one RPC, unless its contract allows fewer."""

@@ -47,24 +47,7 @@ class Shown(NamedTuple):
 
 async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) -> list[Shown]:
     """Pages of feeds, as of now. Raises Unavailable."""
-    asked = [(page.viewer, page.post_ids) for page in pages]
-    originals = {
-        post_id: post.row.shared_post_id
-        for _, post_ids in asked
-        for post_id in post_ids
-        if (post := hot.held(post_id)) is not None and post.row.shared_post_id is not None
-    }
-    liked = await hot.look(*likeable(asked, originals))
-    posts = await hot.of({post_id for _, post_ids in asked for post_id in post_ids})
-    shared = originals_of(posts)
-    if shared:
-        posts |= await hot.of(set(shared.values()) - posts.keys())
-        if more := {post_id: original_id for post_id, original_id in shared.items() if post_id not in originals}:
-            of_them = [(viewer, list(more.keys() & post_ids)) for viewer, post_ids in asked]
-            for user_id, post_ids in (await store.liked(hot.pool, *likeable(of_them, more))).items():
-                liked.setdefault(user_id, set()).update(post_ids)
-    viewers = [page.viewer for page in pages]
-    seen = await sights.of(viewers, {post.row.user_id for post in posts.values()})
+    posts, liked, seen = await look(hot, sights, [(page.viewer, page.post_ids) for page in pages])
     shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
@@ -73,6 +56,37 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
         show(posts, page, sight, liked.get(sight.viewer_id, ()), of_page, people, same)
         for page, sight, of_page in zip(pages, seen, shares, strict=True)
     ]
+
+
+async def hydrate_pages(
+    hot: HotPosts, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]
+) -> list[dict[int, bytes]]:
+    """As `hydrate`, of people whom the graph has just been asked about."""
+    posts, liked, seen = await look(hot, sights, pages)
+    return shown_each(posts, liked, seen, pages)
+
+
+async def look(
+    hot: HotPosts, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]
+) -> tuple[dict[int, HotPost], dict[int, set[int]], list[Sight]]:
+    """The posts of pages with their originals, what each viewer likes of them, and what each may see."""
+    originals = {
+        post_id: post.row.shared_post_id
+        for _, post_ids in pages
+        for post_id in post_ids
+        if (post := hot.held(post_id)) is not None and post.row.shared_post_id is not None
+    }
+    liked = await hot.look(*likeable(pages, originals))
+    posts = await hot.of({post_id for _, post_ids in pages for post_id in post_ids})
+    shared = originals_of(posts)
+    if shared:
+        posts |= await hot.of(set(shared.values()) - posts.keys())
+        if more := {post_id: original_id for post_id, original_id in shared.items() if post_id not in originals}:
+            of_them = [(viewer, list(more.keys() & post_ids)) for viewer, post_ids in pages]
+            for user_id, post_ids in (await store.liked(hot.pool, *likeable(of_them, more))).items():
+                liked.setdefault(user_id, set()).update(post_ids)
+    seen = await sights.of([viewer for viewer, _ in pages], {post.row.user_id for post in posts.values()})
+    return posts, liked, seen
 
 
 async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]) -> list[dict[int, bytes]]:
@@ -91,6 +105,16 @@ async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequ
     liked, seen = await asyncio.gather(
         store.liked(pool, *likeable(pages, originals)), sights.of([viewer for viewer, _ in pages], authors, anew=True)
     )
+    return shown_each(posts, liked, seen, pages)
+
+
+def shown_each(
+    posts: Mapping[int, HotPost],
+    liked: Mapping[int, Collection[int]],
+    seen: Sequence[Sight],
+    pages: Sequence[tuple[Viewer, Sequence[int]]],
+) -> list[dict[int, bytes]]:
+    """For each page the posts that its viewer may see, in the order asked for."""
     return [
         {
             post_id: present(posts, post, sight, liked.get(sight.viewer_id, ()))

@@ -12,8 +12,8 @@ from runtime.paging import Cursors, Rows, filled_each, most_posts
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.acts import Act, perform, still
-from services.post.hot import HotPost
-from services.post.hydrate import hydrate, not_found, present
+from services.post.hot import HotPost, HotPosts
+from services.post.hydrate import hydrate, hydrate_pages, not_found, present
 from services.post.sight import Sights, Viewer
 
 UserPosts = wire.closed(pb.ListUserPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR])
@@ -147,7 +147,7 @@ async def remove(connection: Connection, row: store.LockedPost) -> None:
 
 
 async def list_user_posts(
-    pool: Pool, sights: Sights, cursors: Cursors, requests: Sequence[pb.ListUserPostsRequest]
+    hot: HotPosts, sights: Sights, cursors: Cursors, requests: Sequence[pb.ListUserPostsRequest]
 ) -> list[Any]:
     """For each request a page of those of one person's posts that the viewer may see (a `UserPosts`), or why not:
     NotFound (USER_NOT_FOUND), InvalidArgument (INVALID_CURSOR). Raises Unavailable."""
@@ -175,9 +175,9 @@ async def list_user_posts(
 
     async def read(places: Mapping[int, int]) -> dict[int, Rows[bytes]]:
         questions = [(requests[at].user_id, 0, before - 1, pages[at][0] + 1) for at, before in places.items()]
-        rows = members.unpack_each((await store.newest_of_each(pool, questions))[0])
+        rows = members.unpack_each((await store.newest_of_each(hot.pool, questions))[0])
         post_ids = [each[:, 0].tolist() for each in rows]
-        posts = await hydrate(pool, sights, [(viewers[at], its) for at, its in zip(places, post_ids, strict=True)])
+        posts = await hydrate_pages(hot, sights, [(viewers[at], its) for at, its in zip(places, post_ids, strict=True)])
         return dict(zip(places, zip(post_ids, posts, strict=True), strict=True))
 
     for at, (posts, last) in (await filled_each(pages, read)).items():

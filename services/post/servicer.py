@@ -58,7 +58,7 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
 
     @cached_property
     def _pages_of(self) -> Coalescer[pb.ListUserPostsRequest, Any]:
-        work = partial(posts.list_user_posts, self.pool, self.sights, self.cursors)
+        work = partial(posts.list_user_posts, self.hot, self.sights, self.cursors)
         return Coalescer("ListUserPosts", work, max_weight=MAX_BATCH_POSTS, weigh=most_posts)
 
     async def CreatePost(self, request: pb.CreatePostRequest, context: Any) -> pb.CreatePostResponse:
@@ -78,7 +78,7 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
 
     async def BatchListUserPosts(self, request: pb.BatchListUserPostsRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(map(most_posts, request.items)))
-        pages = await posts.list_user_posts(self.pool, self.sights, self.cursors, request.items)
+        pages = await posts.list_user_posts(self.hot, self.sights, self.cursors, request.items)
         results = [page if isinstance(page, errors.Error) else page.SerializeToString() for page in pages]
         return bytes(outcomes(PagesOf(), results).SerializeToString())
 

@@ -513,6 +513,7 @@ async def test_what_may_not_be_seen_is_answered_and_asked_for_as_what_is_not_the
     mesh: WholeMesh, cases: Cases, who: str, account: str, name: str
 ) -> None:
     case = await cases.of(who, account)
+    await told(mesh, name, case.viewer, ABSENT)  # from now on it is known who asks
     assert await told(mesh, name, case.viewer, case.post) == await told(mesh, name, case.viewer, ABSENT)
 
 
