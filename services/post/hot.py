@@ -8,7 +8,8 @@ before a read began is in what it is given, whichever process wrote it.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import ids, members, wire
@@ -18,6 +19,8 @@ from services.post import metrics, store
 
 KEPT_POSTS = 100_000
 """1.2 KB each, mostly; at the most 45 KB."""
+KEPT_LIKERS, KEPT_LIKES = 20_000, 400
+"""Viewers of whom it is kept what they like, and of how many posts: 5 KB each, mostly."""
 KEPT_S = 300.0
 """How long a post is held before it is read anew though no change was noted: whatever goes wrong heals by then."""
 KEPT_AUTHORS = 100_000
@@ -79,8 +82,21 @@ class HotPost:
         return self._public
 
 
+class Likes(NamedTuple):
+    """What is known of one viewer's likes."""
+
+    asked: frozenset[int] | set[int]
+    """The posts of which it is known."""
+    liked: frozenset[int] | set[int]
+    """Those of them that they like."""
+
+
+NOTHING = frozenset[int]()
+UNKNOWN = Likes(NOTHING, NOTHING)
+
+
 class HotPosts:
-    """The posts that were shown last, of one process."""
+    """The posts that were shown last, and who of those who saw them likes them, of one process."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -88,6 +104,10 @@ class HotPosts:
         self._known: dict[int, HotPost] = {}
         # What changed while a read was under way, by the read; None for anything.
         self._changed: dict[object, set[int] | None] = {}
+        # In the order in which they were asked for.
+        self._likes: dict[int, Likes] = {}
+        # Who liked while a look was under way, by the look; None for anybody.
+        self._liking: dict[object, set[int] | None] = {}
         # One query at a time: who asks for what is being read waits for it, and finds it.
         self._reads = Coalescer("posts", self._read_lacking, max_weight=READ_POSTS, in_flight=1, weigh=len)
         # All notes that this snapshot sees were heeded.
@@ -97,10 +117,18 @@ class HotPosts:
         self._wrote: dict[int, int] = {}
         self._wrote_since = 0
 
-    async def look(self, user_ids: list[int], post_ids: list[int]) -> dict[int, set[int]]:
-        """Likes, as `store.liked`; and forgets what changed until now."""
-        seen, asked_s = self._seen, time.monotonic()
-        acts = await store.acts(self.pool, user_ids, post_ids, seen)
+    async def look(self, asked: Mapping[int, Collection[int]]) -> dict[int, Collection[int]]:
+        """Which posts users like, those at least of some that are asked for; and forgets what changed until now."""
+        seen, asked_s, ticket = self._seen, time.monotonic(), object()
+        lacking = {
+            user_id: set(post_ids).difference(self._likes.get(user_id, UNKNOWN).asked)
+            for user_id, post_ids in asked.items()
+        }
+        self._liking[ticket] = set()
+        try:
+            acts = await store.acts(self.pool, *pairs(lacking), seen)
+        finally:
+            liking = self._liking.pop(ticket)
         gap = asked_s - self._looked_s > GAP_S
         if seen is None or acts.changes is None or gap or acts.snapshot.xmax < seen.xmax:
             # Notes may be lacking, or are too many; or this is a database of before, that was put back.
@@ -109,7 +137,23 @@ class HotPosts:
             self._heed(acts.changes)
             self._seen = max(self._seen or acts.snapshot, acts.snapshot)
         self._looked_s = max(self._looked_s, asked_s)
-        return acts.likes
+
+        liked: dict[int, Collection[int]] = {}
+        again: dict[int, Collection[int]] = {}
+        for user_id, post_ids in asked.items():
+            known, new = self._likes.get(user_id, UNKNOWN), lacking[user_id]
+            if len(new) < len(post_ids) and not known.asked.issuperset(set(post_ids) - new):
+                again[user_id] = post_ids  # what was known is not any more
+                continue
+            found = acts.likes.get(user_id, NOTHING)
+            liked[user_id] = known.liked | found
+            if new and liking is not None and user_id not in liking:
+                few = len(known.asked) + len(new) <= KEPT_LIKES
+                self._likes.pop(user_id, None)
+                self._likes[user_id] = Likes(known.asked | new, known.liked | found) if few else Likes(new, found)
+        while len(self._likes) > KEPT_LIKERS:
+            del self._likes[next(iter(self._likes))]
+        return liked | (await store.liked(self.pool, *pairs(again)) if again else {})
 
     def held(self, post_id: int) -> HotPost | None:
         """A post as it was at the last `look`, if it is held."""
@@ -137,13 +181,18 @@ class HotPosts:
         return since < self._wrote_since or self._wrote.get(author_id, 0) >= since
 
     def _heed(self, changes: Iterable[store.Change]) -> None:
-        for user_id, post_id, xid in changes:
+        for post_id, xid, user_id, liker_id in changes:
             self._known.pop(post_id, None)
             for changed in self._changed.values():
                 if changed is not None:
                     changed.add(post_id)
             if user_id:
                 self._wrote[user_id] = max(xid, self._wrote.pop(user_id, 0))
+            if liker_id:
+                self._likes.pop(liker_id, None)
+                for liking in self._liking.values():
+                    if liking is not None:
+                        liking.add(liker_id)
         while len(self._wrote) > KEPT_AUTHORS:
             oldest = next(iter(self._wrote))
             self._wrote_since = max(self._wrote_since, self._wrote.pop(oldest) + 1)
@@ -151,6 +200,8 @@ class HotPosts:
     def _forget_all(self, seen: store.Snapshot) -> None:
         self._known.clear()
         self._changed = dict.fromkeys(self._changed)
+        self._likes.clear()
+        self._liking = dict.fromkeys(self._liking)
         self._wrote.clear()
         self._seen, self._wrote_since = seen, seen.xmax
 
@@ -189,3 +240,9 @@ class HotPosts:
             while len(self._known) > KEPT_POSTS:
                 del self._known[next(iter(self._known))]
         return found
+
+
+def pairs(asked: Mapping[int, Collection[int]]) -> tuple[list[int], list[int]]:
+    """Users and posts, one for one."""
+    user_ids = [user_id for user_id, post_ids in asked.items() for _ in post_ids]
+    return user_ids, [post_id for post_ids in asked.values() for post_id in post_ids]

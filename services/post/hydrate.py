@@ -16,7 +16,7 @@ from runtime import errors, members, wire
 from runtime.postgres import Pool
 from runtime.relations import holds
 from services.post import store
-from services.post.hot import HotPost, HotPosts
+from services.post.hot import HotPost, HotPosts, pairs
 from services.post.people import Person
 from services.post.sight import STRANGER, Sight, Sights, Viewer
 
@@ -68,23 +68,21 @@ async def hydrate_pages(
 
 async def look(
     hot: HotPosts, sights: Sights, pages: Sequence[tuple[Viewer, Sequence[int]]]
-) -> tuple[dict[int, HotPost], dict[int, set[int]], list[Sight]]:
+) -> tuple[dict[int, HotPost], Mapping[int, Collection[int]], list[Sight]]:
     """The posts of pages with their originals, what each viewer likes of them, and what each may see."""
-    originals = {
-        post_id: post.row.shared_post_id
-        for _, post_ids in pages
-        for post_id in post_ids
-        if (post := hot.held(post_id)) is not None and post.row.shared_post_id is not None
-    }
-    liked = await hot.look(*likeable(pages, originals))
+    asked = likeable(pages, {})
+    for post_ids in asked.values():
+        held = [post for post_id in post_ids if (post := hot.held(post_id)) is not None]
+        post_ids += [post.row.shared_post_id for post in held if post.row.shared_post_id is not None]
+    liked = await hot.look(asked)
     posts = await hot.of({post_id for _, post_ids in pages for post_id in post_ids})
-    shared = originals_of(posts)
-    if shared:
-        posts |= await hot.of(set(shared.values()) - posts.keys())
-        if more := {post_id: original_id for post_id, original_id in shared.items() if post_id not in originals}:
-            of_them = [(viewer, list(more.keys() & post_ids)) for viewer, post_ids in pages]
-            for user_id, post_ids in (await store.liked(hot.pool, *likeable(of_them, more))).items():
-                liked.setdefault(user_id, set()).update(post_ids)
+    originals = originals_of(posts)
+    if originals:
+        posts |= await hot.of(set(originals.values()) - posts.keys())
+        # Of a share that was not held it was not known what it shares.
+        wanted = likeable(pages, originals)
+        if any(not set(asked[user_id]).issuperset(post_ids) for user_id, post_ids in wanted.items()):
+            liked = await hot.look(wanted)
     seen = await sights.of([viewer for viewer, _ in pages], {post.row.user_id for post in posts.values()})
     return posts, liked, seen
 
@@ -103,7 +101,8 @@ async def hydrate(pool: Pool, sights: Sights, pages: Sequence[tuple[Viewer, Sequ
     if not authors:
         authors = {post_id for _, post_ids in pages for post_id in post_ids}
     liked, seen = await asyncio.gather(
-        store.liked(pool, *likeable(pages, originals)), sights.of([viewer for viewer, _ in pages], authors, anew=True)
+        store.liked(pool, *pairs(likeable(pages, originals))),
+        sights.of([viewer for viewer, _ in pages], authors, anew=True),
     )
     return shown_each(posts, liked, seen, pages)
 
@@ -130,20 +129,16 @@ def originals_of(posts: Mapping[int, HotPost]) -> dict[int, int]:
     return {post_id: post.row.shared_post_id for post_id, post in posts.items() if post.row.shared_post_id is not None}
 
 
-def likeable(
-    pages: Iterable[tuple[Viewer, Sequence[int]]], originals: Mapping[int, int]
-) -> tuple[list[int], list[int]]:
-    """What viewers may like of what is on their pages, originals too: users and posts, one for one."""
-    user_ids: list[int] = []
-    asked: list[int] = []
+def likeable(pages: Iterable[tuple[Viewer, Sequence[int]]], originals: Mapping[int, int]) -> dict[int, list[int]]:
+    """What viewers may like of what is on their pages, originals too: posts by viewer."""
+    asked: dict[int, list[int]] = {}
     for viewer, post_ids in pages:
         if viewer.user_id != STRANGER:
-            before = len(asked)
-            asked += post_ids
+            its = asked.setdefault(viewer.user_id, [])
+            its += post_ids
             if originals:
-                asked += [originals[post_id] for post_id in post_ids if post_id in originals]
-            user_ids += [viewer.user_id] * (len(asked) - before)
-    return user_ids, asked
+                its += [originals[post_id] for post_id in post_ids if post_id in originals]
+    return asked
 
 
 def sees(sight: Sight, posts: Mapping[int, HotPost], post: HotPost) -> bool:

@@ -139,8 +139,9 @@ class Snapshot(NamedTuple):
     """As Postgres writes it."""
 
 
-Change = tuple[int, int, int]
-"""Whose posts there are more or fewer of (0 for nobody's), which post changed, and the transaction."""
+Change = tuple[int, int, int, int]
+"""Which post changed, in which transaction, whose posts there are more or fewer of, and who likes more or fewer; 0 for
+nobody."""
 
 
 class Acts(NamedTuple):
@@ -303,7 +304,7 @@ async def insert_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, count(*) FROM new GROUP BY post_id
         ), noted AS (
-            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM new
+            INSERT INTO post_changes (user_id, post_id, liker_id) SELECT 0, post_id, user_id FROM new
         )
         SELECT user_id, post_id, author_id FROM new""",
         {"users": users, "posts": posts, "authors": authors},
@@ -325,7 +326,7 @@ async def delete_likes(connection: Connection, likes: Iterable[Like]) -> list[Li
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -count(*) FROM gone GROUP BY post_id
         ), noted AS (
-            INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM gone
+            INSERT INTO post_changes (user_id, post_id, liker_id) SELECT 0, post_id, user_id FROM gone
         )
         SELECT user_id, post_id, author_id FROM gone""",
         {"users": users, "posts": posts},
@@ -476,25 +477,25 @@ async def acts(pool: Pool, user_ids: list[int], post_ids: list[int], seen: Snaps
     rows = await fetch(
         pool,
         f"""
-        SELECT user_id, post_id, 0, NULL {LIKED}
+        SELECT post_id, 0, user_id, 0, NULL {LIKED}
         UNION ALL (
-            SELECT user_id, post_id, xid::text::bigint, NULL FROM post_changes
+            SELECT post_id, xid::text::bigint, user_id, liker_id, NULL FROM post_changes
             WHERE xid >= pg_snapshot_xmax(%(seen)s::text::pg_snapshot)
             UNION ALL
-            SELECT user_id, post_id, xid::text::bigint, NULL FROM post_changes
+            SELECT post_id, xid::text::bigint, user_id, liker_id, NULL FROM post_changes
             WHERE xid = ANY(ARRAY(SELECT pg_snapshot_xip(%(seen)s::text::pg_snapshot)))
             LIMIT {MAX_CHANGES + 1}
         )
         UNION ALL
-        SELECT pg_snapshot_xmax(now.seen)::text::bigint, pg_snapshot_xmin(now.seen)::text::bigint, 0, now.seen::text
+        SELECT pg_snapshot_xmax(now.seen)::text::bigint, pg_snapshot_xmin(now.seen)::text::bigint, 0, 0, now.seen::text
         FROM (SELECT pg_current_snapshot() AS seen) AS now""",
         {"users": int8s(user_ids), "posts": int8s(post_ids), "seen": seen.text if seen is not None else None},
     )
-    [(xmax, xmin, _, text)] = [row for row in rows if row[3]]
-    changes = [row[:3] for row in rows if row[2]]
+    [(xmax, xmin, _, _, text)] = [row for row in rows if row[4]]
+    changes = [row[:4] for row in rows if row[1] and not row[4]]
     likes: dict[int, set[int]] = {}
-    for user_id, post_id, xid, snapshot in rows:
-        if not (xid or snapshot):
+    for post_id, xid, user_id, _, _ in rows:
+        if not xid:
             likes.setdefault(user_id, set()).add(post_id)
     return Acts(likes, changes if len(changes) <= MAX_CHANGES else None, Snapshot(xmax, xmin, text))
 
@@ -800,7 +801,7 @@ async def traces(pool: Pool, user_id: int) -> dict[str, int]:
                (SELECT count(*) FROM comments WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM likes WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id)),
-               (SELECT count(*) FROM post_changes WHERE user_id = %(user)s)""",
+               (SELECT count(*) FROM post_changes WHERE %(user)s IN (user_id, liker_id))""",
         {"user": user_id},
     )
     return dict(zip(("posts", "comments", "likes", "shares", "post_changes"), row, strict=True))
@@ -837,7 +838,7 @@ async def take_likes(connection: Connection, user_id: int, limit: int) -> list[T
         ), delta AS (
             INSERT INTO post_count_deltas (post_id, likes) SELECT post_id, -1 FROM gone
         ), noted AS (
-            INSERT INTO post_changes (user_id, post_id) SELECT 0, post_id FROM gone
+            INSERT INTO post_changes (user_id, post_id, liker_id) SELECT 0, post_id, %(user)s FROM gone
         )
         SELECT post_id, author_id FROM gone""",
         {"user": user_id, "limit": limit},
@@ -893,7 +894,7 @@ async def take_swept_posts(connection: Connection, user_id: int, limit: int) -> 
 
 async def forget_changes(connection: Connection, user_id: int) -> None:
     """Removes what was noted for someone."""
-    await connection.execute("DELETE FROM post_changes WHERE user_id = %s", (user_id,))
+    await connection.execute("DELETE FROM post_changes WHERE %(user)s IN (user_id, liker_id)", {"user": user_id})
 
 
 async def finish_erasure(connection: Connection, user_id: int) -> bool:

@@ -173,7 +173,7 @@ async def test_where_notes_may_be_lacking_all_is_read_anew(
         assert held._seen is not None
         held._seen = held._seen._replace(xmax=held._seen.xmax + 1_000)
     since = held.as_of
-    await held.look([], [])
+    await held.look({})
     assert held.held(post) is None
     assert held.has_written(r.ann, since - 1)
     assert held.has_written(r.ann, since + 1_000_000)
@@ -192,3 +192,70 @@ async def test_no_more_is_held_than_there_is_room_for(replicas: Replicas, monkey
     # Of whom it is not known any more, it may be.
     assert all(held.has_written(author, since) for author in (r.ann, r.bob, r.cid))
     assert isinstance(held, HotPosts)
+
+
+async def test_what_one_likes_shows_in_ones_next_read_whoever_else_reads_meanwhile(replicas: Replicas) -> None:
+    r, service = replicas, replicas.writes
+    posts = [await r.post(r.ann) for _ in range(3)]
+
+    async def liked(viewer_id: int, *post_ids: int) -> list[bool]:
+        return [row[4] for row in await r.shown(viewer_id, *post_ids)]
+
+    assert await liked(r.bob, *posts[:2]) == [False, False]
+    for turn in range(3):
+        for post in posts[:2]:
+            await service.LikePost(pb.LikePostRequest(user_id=r.bob, post_id=post), None)
+            if turn == 1:
+                await liked(r.cid, *posts)  # it is heeded by another's read
+            assert await liked(r.bob, *posts) == [each in posts[: posts.index(post) + 1] for each in posts]
+        for post in posts[:2]:
+            await service.UnlikePost(pb.UnlikePostRequest(user_id=r.bob, post_id=post), None)
+            if turn == 1:
+                await liked(r.cid, *posts)
+            assert await liked(r.bob, post) == [False]
+        assert await liked(r.bob, *posts) == [False] * 3
+    assert r.bob in r.shows.hot._likes
+    assert await liked(r.cid, *posts) == [False] * 3
+
+
+async def test_likes_that_were_read_before_one_was_given_are_not_kept(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = replicas
+    post = await r.post(r.ann)
+    await r.shown(r.cid, post)
+    read, go_on = asyncio.Event(), asyncio.Event()
+    acts = store.acts
+
+    async def slowly(pool: Any, users: list[int], *arguments: Any) -> Any:
+        found = await acts(pool, users, *arguments)
+        if r.bob in users and not read.is_set():
+            read.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "acts", slowly)
+    first = asyncio.create_task(r.shown(r.bob, post))
+    await read.wait()
+    await r.writes.LikePost(pb.LikePostRequest(user_id=r.bob, post_id=post), None)
+    assert [row[4] for row in await r.shown(r.cid, post)] == [False]
+    go_on.set()
+    await first
+    assert [row[4] for row in await r.shown(r.bob, post)] == [True]
+
+
+async def test_no_more_likes_are_kept_than_there_is_room_for(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r, held = replicas, replicas.shows.hot
+    monkeypatch.setattr(hot, "KEPT_LIKERS", 2)
+    monkeypatch.setattr(hot, "KEPT_LIKES", 3)
+    posts = [await r.post(r.ann) for _ in range(4)]
+    await r.writes.LikePost(pb.LikePostRequest(user_id=r.bob, post_id=posts[0]), None)
+    for viewer in (r.ann, r.bob, r.cid):
+        for some in (posts[:2], posts[2:], posts):
+            assert [row[4] for row in await r.shown(viewer, *some)] == [
+                viewer == r.bob and post == posts[0] for post in some
+            ]
+    assert list(held._likes) == [r.bob, r.cid]
+    assert all(len(likes.asked) <= 4 for likes in held._likes.values())
