@@ -33,10 +33,10 @@ ToJson = Callable[[Any], Any]
 
 TIMESTAMP = "google.protobuf.Timestamp"
 SECONDS = tuple(f"{second:02d}" for second in range(60))
-KNOWN = 2**15
+KNOWN = 2**17
 """Listed messages of one type whose JSON is kept."""
 MAX_KNOWN_BYTES = 2**10
-"""Of a message whose JSON is kept: all of one type take some 80 MB at the most, and 25 MB mostly."""
+"""Of a message whose JSON is kept: all of one type take some 300 MB at the most, and 100 MB mostly."""
 _compiled: dict[str, ToJson] = {}
 
 

@@ -7,6 +7,7 @@ before a read began is in what it is given, whichever process wrote it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +23,7 @@ KEPT_POSTS = 100_000
 KEPT_LIKERS, KEPT_LIKES = 20_000, 400
 """Viewers of whom it is kept what they like, and of how many posts: 5 KB each, mostly."""
 KEPT_S = 300.0
-"""How long a post is held before it is read anew though no change was noted: whatever goes wrong heals by then."""
+"""After how long a post or like is read anew though no change was noted: whatever goes wrong heals by then."""
 KEPT_AUTHORS = 100_000
 """Authors of whom it is known when they last wrote or deleted something."""
 GAP_S = 60.0
@@ -89,10 +90,12 @@ class Likes(NamedTuple):
     """The posts of which it is known."""
     liked: frozenset[int] | set[int]
     """Those of them that they like."""
+    read_s: float
+    """Before the first of them was read."""
 
 
 NOTHING = frozenset[int]()
-UNKNOWN = Likes(NOTHING, NOTHING)
+UNKNOWN = Likes(NOTHING, NOTHING, math.inf)
 
 
 class HotPosts:
@@ -120,6 +123,9 @@ class HotPosts:
     async def look(self, asked: Mapping[int, Collection[int]]) -> dict[int, Collection[int]]:
         """Which posts users like, those at least of some that are asked for; and forgets what changed until now."""
         seen, asked_s, ticket = self._seen, time.monotonic(), object()
+        for user_id in asked:
+            if asked_s - self._likes.get(user_id, UNKNOWN).read_s > KEPT_S:
+                self._likes.pop(user_id, None)
         lacking = {
             user_id: set(post_ids).difference(self._likes.get(user_id, UNKNOWN).asked)
             for user_id, post_ids in asked.items()
@@ -148,9 +154,9 @@ class HotPosts:
             found = acts.likes.get(user_id, NOTHING)
             liked[user_id] = known.liked | found
             if new and liking is not None and user_id not in liking:
-                few = len(known.asked) + len(new) <= KEPT_LIKES
+                first = known if 0 < len(known.asked) <= KEPT_LIKES - len(new) else UNKNOWN._replace(read_s=asked_s)
                 self._likes.pop(user_id, None)
-                self._likes[user_id] = Likes(known.asked | new, known.liked | found) if few else Likes(new, found)
+                self._likes[user_id] = Likes(first.asked | new, first.liked | found, first.read_s)
         while len(self._likes) > KEPT_LIKERS:
             del self._likes[next(iter(self._likes))]
         return liked | (await store.liked(self.pool, *pairs(again)) if again else {})

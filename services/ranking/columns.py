@@ -20,8 +20,8 @@ Table = npt.NDArray[np.float64]
 """Shape (n, 4): likes, comments, shares, heat."""
 Flags = npt.NDArray[np.bool_]
 
-CAPACITY = 500_000
-"""Posts; at some 64 bytes each."""
+CAPACITY = 2_000_000
+"""Posts; at some 90 bytes each. What is older than all of them is asked of the post service, page by page."""
 EVICTED = 1 / 16
 """The part of the posts that goes at once when there are too many."""
 WIDTH = 4

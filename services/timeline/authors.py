@@ -7,6 +7,7 @@ themselves is kept until the post service says, with the page that it is needed 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ BUILDS = 8
 """Author timelines that one read builds at once."""
 OWN = 20
 """Of their own posts that are known of a viewer before it is known how far a first page's window goes."""
+OWN_S = 300.0
+"""After how long that is read anew though nobody said that it changed: whatever goes wrong heals by then."""
 CACHED_VIEWERS = 50_000
 """0.8 KB each."""
 
@@ -73,6 +76,8 @@ class Written:
     """Their newest posts, newest first; at most OWN."""
     as_of: int
     """All before this is known: see BatchGetPostsRequest."""
+    read_s: float
+    """Before it was read, in seconds of `time.monotonic()`."""
 
 
 class Own:
@@ -84,7 +89,8 @@ class Own:
 
     def get(self, viewer_id: int) -> Written | None:
         """What is known of a viewer."""
-        return self._known.get(viewer_id)
+        found = self._known.get(viewer_id)
+        return found if found is not None and time.monotonic() - found.read_s < OWN_S else None
 
     async def read(self, viewer_ids: Sequence[int]) -> list[Written]:
         """What viewers (at most 64) wrote, as of now. Raises Unavailable."""
@@ -93,9 +99,10 @@ class Own:
         request = post_pb2.BatchListNewestRequest()
         for viewer_id in viewer_ids:
             request.items.add(author_ids=[viewer_id], max_post_id=ids.MAX_ID, limit=OWN)
+        read_s = time.monotonic()
         answer = await self._post.BatchListNewest(request)
         rows = members.unpack_each([item.members for item in answer.items])
-        found = [Written(its, answer.as_of) for its in rows]
+        found = [Written(its, answer.as_of, read_s) for its in rows]
         for viewer_id, written in zip(viewer_ids, found, strict=True):
             self._known[viewer_id] = written
         metrics.OWN.labels("read").inc(len(found))

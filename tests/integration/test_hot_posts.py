@@ -259,3 +259,18 @@ async def test_no_more_likes_are_kept_than_there_is_room_for(
             ]
     assert list(held._likes) == [r.bob, r.cid]
     assert all(len(likes.asked) <= 4 for likes in held._likes.values())
+
+
+async def test_what_goes_wrong_heals_in_minutes(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    r = replicas
+    post = await r.post(r.ann)
+    await r.shown(r.bob, post)
+    # Somebody writes by hand, and notes nothing.
+    async with r.pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO likes (user_id, post_id, author_id) VALUES (%s, %s, %s)", (r.bob, post, r.ann)
+        )
+        await connection.execute("INSERT INTO post_count_deltas (post_id, likes) VALUES (%s, 1)", (post,))
+    assert await r.shown(r.bob, post) == [(post, 0, 0, 0, False, [])]
+    monkeypatch.setattr(hot, "KEPT_S", 0.0)
+    assert await r.shown(r.bob, post) == [(post, 1, 0, 0, True, [])]
