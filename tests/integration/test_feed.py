@@ -303,6 +303,19 @@ async def test_without_ranking_a_page_is_newest_first_and_says_so(worlds: Worlds
         assert list((await mesh.page(pb.FEED_ORDER_LATEST, 20)).degraded) == []
 
 
+async def test_what_one_writes_shows_in_the_next_read_of_a_feed_that_was_empty(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
+        written: list[int] = []
+        for _ in range(3):
+            for order in (pb.FEED_ORDER_RANKED, pb.FEED_ORDER_LATEST):
+                page = await mesh.page(order, 20)
+                assert sorted((post.post_id for post in page.posts), reverse=True) == written
+            written.insert(0, await mesh.post(READER))
+        gone = written.pop()
+        await mesh.parts.post.DeletePost(post_pb2.DeletePostRequest(user_id=mesh.people[READER], post_id=gone))
+        assert [post.post_id for post in (await mesh.page(pb.FEED_ORDER_LATEST, 20)).posts] == written
+
+
 async def test_a_window_holds_more_of_ones_own_posts_than_are_read_ahead(worlds: Worlds) -> None:
     async with worlds(skeleton.WINDOW) as mesh:
         await mesh.follow(1)
