@@ -316,6 +316,28 @@ async def test_what_one_writes_shows_in_the_next_read_of_a_feed_that_was_empty(w
         assert [post.post_id for post in (await mesh.page(pb.FEED_ORDER_LATEST, 20)).posts] == written
 
 
+async def test_a_list_that_did_not_change_is_read_by_relations_that_did(worlds: Worlds) -> None:
+    async with worlds(5) as mesh:
+
+        async def shown(*expected: int) -> None:
+            for _ in range(2):
+                page = await mesh.page(pb.FEED_ORDER_LATEST, 20)
+                assert [post.post_id for post in page.posts] == list(expected)
+
+        reader, other = mesh.people[READER], mesh.people[1]
+        await mesh.follow(1, 2)
+        first, second = await mesh.post(1), await mesh.post(2)
+        await shown(second, first)
+        await mesh.unfollow(2)
+        await shown(first)
+        await mesh.graph.Mute(graph_pb2.MuteRequest(user_id=reader, target_id=other))
+        await shown()
+        await mesh.graph.Unmute(graph_pb2.UnmuteRequest(user_id=reader, target_id=other))
+        await shown(first)
+        await mesh.follow(2)
+        await shown(second, first)
+
+
 async def test_a_window_holds_more_of_ones_own_posts_than_are_read_ahead(worlds: Worlds) -> None:
     async with worlds(skeleton.WINDOW) as mesh:
         await mesh.follow(1)
