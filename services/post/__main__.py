@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from feedmesh.graph.v1 import graph_pb2
@@ -10,6 +11,7 @@ from feedmesh.post.v1.post_pb2_grpc import add_PostServiceServicer_to_server
 from runtime import client, config, migrate, postgres, process, server
 from runtime.paging import Cursors
 from services.post.config import PostSettings
+from services.post.hot import LOOK_S
 from services.post.servicer import SERVICE, PostServicer
 from services.post.sight import Sights
 
@@ -20,12 +22,15 @@ async def serve(settings: PostSettings, running: process.Process) -> None:
     async with postgres.connect(settings) as pool, client.connect(settings.graph_target, graph) as channel:
         await migrate.require(pool, "services.post")
         servicer = PostServicer(pool, Sights(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
-        await server.serve(
-            running,
-            settings,
-            [lambda s: add_PostServiceServicer_to_server(servicer, s)],
-            [SERVICE],
-            watch=partial(postgres.watch, settings),
+        await asyncio.gather(
+            running.every(LOOK_S, "heed_changes", servicer.hot.keep_up),
+            server.serve(
+                running,
+                settings,
+                [lambda s: add_PostServiceServicer_to_server(servicer, s)],
+                [SERVICE],
+                watch=partial(postgres.watch, settings),
+            ),
         )
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
+
+import psycopg
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import ids, members, wire
@@ -26,6 +29,8 @@ KEPT_S = 300.0
 """After how long a post or like is read anew though no change was noted: whatever goes wrong heals by then."""
 KEPT_AUTHORS = 100_000
 """Authors of whom it is known when they last wrote or deleted something."""
+LOOK_S = 1.0
+"""How often what changed is heeded at the least."""
 GAP_S = 60.0
 """After how long without a look at the notes all is forgotten; they are kept for twice as long."""
 KEPT_SHARES = 200
@@ -160,6 +165,12 @@ class HotPosts:
         while len(self._likes) > KEPT_LIKERS:
             del self._likes[next(iter(self._likes))]
         return liked | (await store.liked(self.pool, *pairs(again)) if again else {})
+
+    async def keep_up(self) -> bool:
+        """Heeds what changed though nobody reads, lest too much comes at once. Always False: it may wait."""
+        with suppress(psycopg.Error):  # whoever reads will say so
+            await self.look({})
+        return False
 
     def held(self, post_id: int) -> HotPost | None:
         """A post as it was at the last `look`, if it is held."""
