@@ -134,6 +134,7 @@ def end_of(answer: Any) -> Place:
         return Place(b"0-0", 0)
     if isinstance(answer, Exception):
         raise answer
+    # By RESP3 a dict, by RESP2 (`?protocol=2` of the URL) a list.
     said = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
     return Place(said[b"last-generated-id"], said[b"entries-added"])
 
