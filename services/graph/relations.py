@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import ids
 from runtime.postgres import Pool
 from services.graph import store
 
@@ -37,12 +36,14 @@ async def get_relations(pool: Pool, request: pb.BatchGetRelationsRequest) -> pb.
 async def list_follower_ids(pool: Pool, request: pb.BatchListFollowerIdsRequest) -> pb.BatchListFollowerIdsResponse:
     """A page of the followers of each item's user."""
     pages = await store.follower_ids(
-        pool, [(item.user_id, item.before_follow_id or ids.MAX_ID + 1, item.limit) for item in request.items]
+        pool, [(item.user_id, item.before_follow_id, item.limit) for item in request.items]
     )
     return pb.BatchListFollowerIdsResponse(
         items=[
-            pb.BatchListFollowerIdsResponse.Item(packed_follower_ids=packed, next_follow_id=next_follow_id)
-            for packed, next_follow_id in pages
+            pb.BatchListFollowerIdsResponse.Item(
+                packed_follower_ids=page.packed, next_follow_id=page.next_follow_id, followers=page.followers
+            )
+            for page in pages
         ]
     )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from runtime import errors
+from runtime import errors, ids
 from runtime.counts import Counts
 from runtime.postgres import Connection, Pool, Reader, fetch, int8s
 
@@ -401,36 +401,53 @@ async def whole_relations(pool: Pool, viewer_ids: list[int]) -> dict[int, Relati
     return {row[0]: Relations(*row[1:]) for row in rows}
 
 
-async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[tuple[bytes, int]]:
-    """Pages of followers, newest follow first, each of (user, follow ids below, limit), one for one.
+class FollowersPage(NamedTuple):
+    """A page of somebody's followers."""
 
-    Followers are packed, 8 bytes each, big-endian: nobody looks at them one by one. Each page with the id of its last
-    follow where more come after it, or 0. One index-only scan a page.
+    packed: bytes
+    """8 bytes each, big-endian: nobody looks at them one by one."""
+    next_follow_id: int
+    """The id of its last follow where more come after it, or 0."""
+    followers: int
+    """Of a first page how many they are in all, totals and pending deltas; 0 of another."""
+
+
+async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[FollowersPage]:
+    """Pages of followers, newest follow first, each of (user, follow ids below or 0, limit), one for one.
+
+    One index-only scan a page.
     """
     rows = await fetch(
         pool,
         """
         SELECT coalesce(page.packed, ''), CASE WHEN EXISTS (
             SELECT FROM followers WHERE following_id = item.user_id AND follow_id < page.last_follow_id
-        ) THEN page.last_follow_id ELSE 0 END
-        FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::integer[])
+        ) THEN page.last_follow_id ELSE 0 END,
+        CASE WHEN item.before = 0 THEN (
+            SELECT coalesce(sum(followers), 0)::bigint FROM (
+                SELECT followers FROM user_counts WHERE user_id = item.user_id
+                UNION ALL SELECT followers FROM user_count_deltas WHERE user_id = item.user_id
+            ) AS part
+        ) ELSE 0 END
+        FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::bigint[])
             WITH ORDINALITY AS item (user_id, before, size, place)
         CROSS JOIN LATERAL (
             SELECT string_agg(int8send(follower_id), '') AS packed, min(follow_id) AS last_follow_id
             FROM (
                 SELECT follower_id, follow_id FROM followers
-                WHERE following_id = item.user_id AND follow_id < item.before
+                WHERE following_id = item.user_id AND follow_id < coalesce(nullif(item.before, 0), %(none)s)
                 ORDER BY follow_id DESC LIMIT item.size
             ) AS edge
         ) AS page
         ORDER BY item.place""",
         {
-            "users": [user_id for user_id, _, _ in pages],
-            "befores": [before for _, before, _ in pages],
-            "sizes": [size for _, _, size in pages],
+            "users": int8s([user_id for user_id, _, _ in pages]),
+            "befores": int8s([before for _, before, _ in pages]),
+            "sizes": int8s([size for _, _, size in pages]),
+            "none": ids.MAX_ID + 1,
         },
     )
-    return [(packed, next_follow_id) for packed, next_follow_id in rows]
+    return [FollowersPage(*row) for row in rows]
 
 
 async def follower_counts(pool: Pool, user_ids: list[int]) -> dict[int, int]:

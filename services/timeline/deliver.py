@@ -6,8 +6,7 @@ What an event claims is only where to look: the mode, the followers and their co
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[int, int, int]]
 
+FIRST_FOLLOWERS = 500
+"""Followers of each author that are read together with how many there are: mostly these are all."""
 PAGED_AUTHORS = 64
 """Authors whose followers are read at once."""
 MOST_FOLLOWERS = 80_000
@@ -39,7 +40,7 @@ class Place(NamedTuple):
     before: int
     """The follow below which the next page begins; 0 for the first."""
     left: int
-    """About how many followers are left, at least 1."""
+    """About how many followers are left, at least 1; of a first page how many are asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,22 @@ class Fanout:
                 by_author.setdefault(made.author_id, []).append((made.post_id, made.author_id, made.original_id))
         if not by_author:
             return
-        author_ids = list(by_author)
         # Modes are read after the events were claimed and not from a cache: see modes.py.
-        modes = await store.modes(self.pool, author_ids)
+        modes, limit = await self.transitions.modes(list(by_author))
         for author_id, rows in by_author.items():
             metrics.FANOUT_POSTS.labels(modes.get(author_id, "push")).inc(len(rows))
-        await self.timelines.push("author", [([author_id], rows) for author_id, rows in by_author.items()])
-        followers = await self.transitions.followers(author_ids)
-        await self.push({author: rows for author, rows in by_author.items() if modes.get(author) != "pull"}, followers)
-        await self.transitions.consider(followers)
+        followers, _ = await together(
+            self.push(by_author, {author_id for author_id, mode in modes.items() if mode == "pull"}),
+            self.timelines.push("author", [([author_id], rows) for author_id, rows in by_author.items()]),
+        )
+        await self.transitions.consider(followers, modes, limit)
 
     async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Looks whether those who won or lost a follower are to be pushed or pulled. Lists are the next read's work."""
         self.require_redis()
         changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
         if changed:
-            await self.transitions.consider(await self.transitions.followers(sorted(changed)))
+            await self.transitions.look_at(sorted(changed))
 
     async def forget(self, user_id: int) -> None:
         """Takes everything of an erased person out of Redis and the database; Postgres has nothing of them by now.
@@ -105,32 +106,38 @@ class Fanout:
         except UnusableError as error:
             raise errors.Unavailable(str(error)) from None
 
-    async def push(self, by_author: dict[int, Rows], followers: dict[int, int]) -> None:
-        """Pushes authors' posts to all of their followers that have a home timeline.
+    async def push(self, by_author: Mapping[int, Rows], pulled: Collection[int]) -> dict[int, int]:
+        """Pushes authors' posts to all of their followers that have a home timeline; not those of who is pulled.
 
-        Who has few followers (about so many) comes first, so that nobody waits for an author who has many. Of those who
-        have many ever more go together: who follows several of them gets their posts in one step.
+        How many followers each author has. The newest followers of everybody come first, then who has fewest left, so
+        that nobody waits for an author who has many. Of those who have many ever more go together: who follows several
+        of them gets their posts in one step.
         """
-        places = deque(
-            Place(author_id, 0, max(1, followers[author_id]))
-            for author_id in sorted(by_author, key=lambda author_id: followers[author_id])
-        )
-        room = FOLLOWERS_PAGE
-        pages = await self._pages(places, room)
+        counts: dict[int, int] = {}
+        # Of who is pulled only the count is wanted.
+        places = [Place(author_id, 0, 1 if author_id in pulled else FIRST_FOLLOWERS) for author_id in by_author]
+        pages, room = await self._pages(places, PAGED_AUTHORS * FIRST_FOLLOWERS, counts, pulled), FOLLOWERS_PAGE
         while pages:
-            room = min(2 * room, MOST_FOLLOWERS)
             pushes = [(follower_ids, by_author[author_id]) for author_id, follower_ids in pages]
+            pushes = [each for each in pushes if len(each[0])]
             metrics.DELIVERIES_TRIED.inc(sum(len(follower_ids) * len(rows) for follower_ids, rows in pushes))
             # The next followers are read while these are pushed to.
-            found, pages = await together(self.timelines.push("home", pushes), self._pages(places, room))
+            found, pages = await together(
+                self.timelines.push("home", pushes), self._pages(places, room, counts, pulled)
+            )
             metrics.DELIVERIES.inc(found)
+            room = min(2 * room, MOST_FOLLOWERS)
+        return counts
 
-    async def _pages(self, places: deque[Place], room: int) -> list[tuple[int, Ids]]:
-        """The next followers, about `room` of the first authors; `places` goes on."""
+    async def _pages(
+        self, places: list[Place], room: int, counts: dict[int, int], pulled: Collection[int]
+    ) -> list[tuple[int, Ids]]:
+        """The next followers, about `room` of the first authors: none of who is pulled. `places` goes on, and counts of
+        followers are added to `counts`. Nothing once all have been read."""
         asked: list[Place] = []
         request = graph_pb2.BatchListFollowerIdsRequest()
         while places and room and len(asked) < PAGED_AUTHORS:
-            asked.append(place := places.popleft())
+            asked.append(place := places.pop(0))
             limit = min(place.left, room, MOST_LISTED)
             room -= limit
             request.items.add(user_id=place.author_id, before_follow_id=place.before, limit=limit)
@@ -139,9 +146,16 @@ class Fanout:
         answer = await self.graph.BatchListFollowerIds(request)
         pages = []
         for place, item, page in zip(asked, request.items, answer.items, strict=True):
-            pages.append((place.author_id, members.unpack_ids(page.packed_follower_ids)))
-            if page.next_follow_id:
-                places.appendleft(Place(place.author_id, page.next_follow_id, max(1, place.left - item.limit)))
+            author_id = place.author_id
+            left = place.left
+            if not place.before:
+                left = counts[author_id] = page.followers
+            if author_id in pulled:
+                page.ClearField("packed_follower_ids")
+            elif page.next_follow_id:
+                places.append(Place(author_id, page.next_follow_id, max(1, left - item.limit)))
+            pages.append((author_id, members.unpack_ids(page.packed_follower_ids)))
+        places.sort(key=lambda place: (place.before > 0, place.left))
         return pages
 
 

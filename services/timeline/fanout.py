@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from runtime import client, config, migrate, postgres, process, redis
-from runtime.consumer import Consumer
+from runtime.coalesce import WRITES, Coalescer
+from runtime.consumer import BATCH, Consumer, Handle
 from runtime.streams import PARTITIONS
 from services.timeline.config import FanoutSettings
 from services.timeline.deliver import Fanout
@@ -41,7 +44,10 @@ async def serve(settings: FanoutSettings, running: process.Process, *, once: boo
         fanout = Fanout(pool, guard, timelines, graph, transitions)
         consumers = [
             Consumer(stores, topic, partition, GROUP, handle)
-            for topic, handle in (("post", fanout.post_events), ("graph", fanout.graph_events))
+            for topic, handle in (
+                ("post", together("fanout_posts", fanout.post_events)),
+                ("graph", together("fanout_follows", fanout.graph_events)),
+            )
             for partition in range(PARTITIONS)
         ]
         if once:
@@ -59,6 +65,16 @@ async def serve(settings: FanoutSettings, running: process.Process, *, once: boo
             running.every(1, "reconcile_modes", transitions.reconcile),
             running.every(0.25, "advance_modes", transitions.advance),
         )
+
+
+def together(name: str, handle: Handle) -> Handle:
+    """Handles what comes from several partitions at once in one step: its round trips are the same for one event."""
+
+    async def all_of(batches: Sequence[Sequence[event_pb2.Event]]) -> list[None]:
+        await handle([event for batch in batches for event in batch])
+        return [None for _ in batches]
+
+    return Coalescer(name, all_of, max_weight=PARTITIONS * BATCH, in_flight=WRITES, weigh=len)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from services.timeline.epoch import UnusableError
 from services.timeline.timelines import Timelines, bucket, home_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
@@ -122,11 +122,21 @@ class Transitions:
         answer = await self.graph.BatchGetFollowerCounts(graph_pb2.BatchGetFollowerCountsRequest(user_ids=author_ids))
         return dict(zip(author_ids, answer.followers, strict=True))
 
-    async def consider(self, followers: dict[int, int], limit: int | None = None) -> None:
-        """Looks whether authors with so many followers are to leave their mode. Raises psycopg.Error."""
-        if limit is None:
-            limit = await self.limit()
-        modes = await store.modes(self.pool, list(followers))
+    async def modes(self, author_ids: Sequence[int]) -> tuple[dict[int, str], int]:
+        """The modes of those authors that are not in mode push, and the limit of followers, as of now."""
+        modes, at_run_time = await store.modes_and_limit(self.pool, author_ids)
+        return modes, self.default_limit if at_run_time is None else at_run_time
+
+    async def look_at(self, author_ids: Sequence[int]) -> None:
+        """Looks whether authors (at most 1,000) are to leave their mode. Raises psycopg.Error, Unavailable."""
+        followers = await self.followers(author_ids)
+        await self.consider(followers, *await self.modes(author_ids))
+
+    async def consider(self, followers: Mapping[int, int], modes: Mapping[int, str], limit: int) -> None:
+        """Takes those authors out of their mode who have too many or too few followers for it. Raises psycopg.Error.
+
+        Whoever is in another mode by now stays in it.
+        """
         for author_id, count in followers.items():
             mode = modes.get(author_id, "push")
             if mode == "push" and count > limit:
@@ -141,31 +151,22 @@ class Transitions:
             log.info("an author is on the way to %s", target, extra={"author_id": author_id})
             metrics.MODE_CHANGES.labels(f"to_{target}").inc()
 
-    async def limit(self) -> int:
-        """The limit of followers as of now."""
-        limit, _ = await self._limits()
-        return limit
-
-    async def _limits(self) -> tuple[int, int | None]:
-        """The limit as of now, and the one that all authors were last looked at with."""
-        at_run_time, reconciled = await store.limit(self.pool)
-        return self.default_limit if at_run_time is None else at_run_time, reconciled
-
     async def reconcile(self) -> bool:
         """Looks at all authors again where the limit has changed. Always False."""
-        limit, reconciled = await self._limits()
+        at_run_time, reconciled = await store.limit(self.pool)
+        limit = self.default_limit if at_run_time is None else at_run_time
         if limit == reconciled:
             return False
         pulled = await store.all_pulled(self.pool)
         for at in range(0, len(pulled), 1000):
-            await self.consider(await self.followers(pulled[at : at + 1000]), limit)
+            await self.look_at(pulled[at : at + 1000])
         after = 0
         while True:
             page = await self.graph.ListFollowerCounts(
                 graph_pb2.ListFollowerCountsRequest(after_user_id=after, min_followers=max(limit, 0) + 1, limit=1000)
             )
             if page.user_ids:
-                await self.consider(await self.followers(page.user_ids), limit)
+                await self.look_at(page.user_ids)
                 after = page.user_ids[-1]
             if len(page.user_ids) < 1000:
                 break
@@ -184,7 +185,7 @@ class Transitions:
                 await postgres.transact(self.pool, lambda c, way=way: store.arrive_at_push(c, way))  # type: ignore[misc]
         if ways:
             # The limit or their followers may have changed while they were on the way.
-            await self.consider(await self.followers([way.author_id for way in ways]))
+            await self.look_at([way.author_id for way in ways])
         return len(ways) == WAYS
 
     async def _merge(self, way: store.Way) -> None:

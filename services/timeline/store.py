@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from runtime.postgres import Connection, Pool, fetch
+from runtime.postgres import Connection, Pool, fetch, int8s
 
 
 class Way(NamedTuple):
@@ -35,10 +35,19 @@ async def pulled(pool: Pool, known_version: int) -> tuple[int, list[int] | None]
 
 async def modes(pool: Pool, author_ids: Sequence[int]) -> dict[int, str]:
     """The modes of those authors that are not in mode push."""
-    rows = await fetch(
-        pool, "SELECT author_id, mode FROM author_modes WHERE author_id = ANY(%(ids)s)", {"ids": list(author_ids)}
+    return (await modes_and_limit(pool, author_ids))[0]
+
+
+async def modes_and_limit(pool: Pool, author_ids: Sequence[int]) -> tuple[dict[int, str], int | None]:
+    """The same, and the limit of followers that the operator set; None for none."""
+    [[found, limit]] = await fetch(
+        pool,
+        """
+        SELECT (SELECT json_object_agg(author_id, mode) FROM author_modes WHERE author_id = ANY(%(ids)s)),
+               (SELECT max_followers FROM fanout_state)""",
+        {"ids": int8s(author_ids)},
     )
-    return {row[0]: row[1] for row in rows}
+    return {int(author_id): mode for author_id, mode in (found or {}).items()}, limit
 
 
 async def all_pulled(pool: Pool) -> list[int]:

@@ -134,7 +134,10 @@ async def versions(graph: GraphService, *user_ids: int) -> list[int]:
 
 
 async def follower_pages(graph: GraphService, *items: tuple[int, int, int]) -> list[tuple[list[int], int]]:
-    """Pages of followers for each (user, before, limit): the followers, and where the next page begins."""
+    """Pages of followers for each (user, before, limit): the followers, and where the next page begins.
+
+    And sees to it that first pages tell how many there are.
+    """
     request = pb.BatchListFollowerIdsRequest(
         items=[
             pb.BatchListFollowerIdsRequest.Item(user_id=user_id, before_follow_id=before, limit=limit)
@@ -142,6 +145,9 @@ async def follower_pages(graph: GraphService, *items: tuple[int, int, int]) -> l
         ]
     )
     answers = (await graph.stub.BatchListFollowerIds(request)).items
+    counts = await follower_counts(graph, *(user_id for user_id, _, _ in items))
+    told = [0 if before else count for (_, before, _), count in zip(items, counts, strict=True)]
+    assert [answer.followers for answer in answers] == told
     return [(members.unpack_ids(answer.packed_follower_ids).tolist(), answer.next_follow_id) for answer in answers]
 
 
@@ -1169,6 +1175,7 @@ async def test_counts_of_followers_are_exact_at_once(graph: GraphService) -> Non
     await follow(graph, ann, star)
     for _ in range(2):
         await follow(graph, bob, star)
+        assert await follower_pages(graph, (star, 0, 1)) != []
         await follow(graph, star, ann)
         assert await follower_counts(graph, ann, star, NOBODY, bob, star, 0, -1) == [1, 2, 0, 0, 2, 0, 0]
         await graph.upkeep()

@@ -279,6 +279,7 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             response.items.add(
                 packed_follower_ids=packed(user_id for _, user_id in page),
                 next_follow_id=page[-1][0] if len(left) > item.limit else 0,
+                followers=0 if item.before_follow_id else len(left),
             )
         return response
 

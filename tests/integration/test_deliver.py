@@ -21,7 +21,7 @@ from tests.integration.timeline_stores import timeline_stores
 if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
 
-PAGE = 8
+FIRST, PAGE = 4, 8
 BIG, SMALL = 20, 3
 
 
@@ -52,6 +52,7 @@ async def test_who_has_few_followers_comes_first(
     for author, of in followers.items():
         for follower in of:
             await graph.Follow(graph_pb2.FollowRequest(follower_id=follower, following_id=author))
+    monkeypatch.setattr(deliver, "FIRST_FOLLOWERS", FIRST)
     monkeypatch.setattr(deliver, "FOLLOWERS_PAGE", PAGE)
     async with timeline_stores(databases, valkey) as stores:
         fanout = await stores.fanout(graph, cast("PostServiceAsyncStub", None), limit=1000)
@@ -66,10 +67,13 @@ async def test_who_has_few_followers_comes_first(
             events.append(event_pb2.Event(post_created=fact))
         await replace(fanout, timelines=watched).post_events(events)
 
-        order = [author for each in watched.rounds for author, _ in each]
-        assert order.index(alone) < order.index(small) < order.index(other) < order.index(big)
-        assert all(sum(count for _, count in each) <= PAGE * 2**at for at, each in enumerate(watched.rounds))
-        assert len(watched.rounds[0]) == 3, "what is left of a round is the next author's"
+        assert watched.rounds == [
+            [(big, FIRST), (other, FIRST), (small, SMALL)],
+            # From here on who has fewest left comes first, and what is left of a round is the next author's.
+            [(other, PAGE)],
+            [(other, BIG - 1 - FIRST - PAGE), (big, PAGE + 1)],
+            [(big, BIG - FIRST - PAGE - 1)],
+        ]
         for person in people:
             timeline = await watched.read(home_key(person))
             assert timeline is not None

@@ -1375,21 +1375,25 @@ class BatchListFollowerIdsResponse(_message.Message):
 
         PACKED_FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
         NEXT_FOLLOW_ID_FIELD_NUMBER: _builtins.int
+        FOLLOWERS_FIELD_NUMBER: _builtins.int
         packed_follower_ids: _builtins.bytes
         """packed_follower_ids are the followers, newest follow first, packed: 8 bytes each, big-endian; none for a user who
         does not exist.
         """
         next_follow_id: _builtins.int
         """next_follow_id asks for the next page; 0 at the end."""
+        followers: _builtins.int
+        """followers is with a first page how many they are in all, exactly; 0 with another page."""
         def __init__(
             self,
             *,
             packed_follower_ids: _builtins.bytes = ...,
             next_follow_id: _builtins.int = ...,
+            followers: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["next_follow_id", b"next_follow_id", "packed_follower_ids", b"packed_follower_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers", "next_follow_id", b"next_follow_id", "packed_follower_ids", b"packed_follower_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
