@@ -15,7 +15,7 @@ from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from runtime import client, config, migrate, postgres, process, redis
-from runtime.coalesce import WRITES, Coalescer
+from runtime.coalesce import Coalescer
 from runtime.consumer import BATCH, Consumer, Handle
 from runtime.streams import PARTITIONS
 from services.timeline.config import FanoutSettings
@@ -68,13 +68,16 @@ async def serve(settings: FanoutSettings, running: process.Process, *, once: boo
 
 
 def together(name: str, handle: Handle) -> Handle:
-    """Handles what comes from several partitions at once in one step: its round trips are the same for one event."""
+    """Handles what comes from several partitions at once in one step, as its round trips are the same for one event.
+
+    A whole batch of a partition goes beside others: so reading, packing and pushing overlap where there is much to do.
+    """
 
     async def all_of(batches: Sequence[Sequence[event_pb2.Event]]) -> list[None]:
         await handle([event for batch in batches for event in batch])
         return [None for _ in batches]
 
-    return Coalescer(name, all_of, max_weight=PARTITIONS * BATCH, in_flight=WRITES, weigh=len)
+    return Coalescer(name, all_of, max_weight=BATCH, in_flight=PARTITIONS, weigh=len)
 
 
 def main() -> None:
