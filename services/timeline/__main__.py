@@ -19,6 +19,7 @@ from services.timeline.config import TimelineSettings
 from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
 from services.timeline.modes import Modes
+from services.timeline.news import INTERVAL_S, News
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
@@ -55,6 +56,7 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
             servicer = TimelineServicer(parts)
             await asyncio.gather(
                 running.every(LOOK_S, "look_at_redis", guard.look),
+                running.every(INTERVAL_S, "follow_posts", News(probe, parts.own).step),
                 server.serve(
                     running, settings, [lambda s: add_TimelineServiceServicer_to_server(servicer, s)], [SERVICE]
                 ),

@@ -92,6 +92,10 @@ class Own:
         found = self._known.get(viewer_id)
         return found if found is not None and time.monotonic() - found.read_s < OWN_S else None
 
+    def forget(self, viewer_id: int) -> None:
+        """Lets what a viewer wrote be read anew."""
+        self._known.pop(viewer_id, None)
+
     async def read(self, viewer_ids: Sequence[int]) -> list[Written]:
         """What viewers (at most 64) wrote, as of now. Raises Unavailable."""
         if not viewer_ids:
