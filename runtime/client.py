@@ -17,6 +17,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from runtime import context, errors, metrics
 from runtime.interceptors import (
+    BIDI_STREAMING,
     DEFAULT_DEADLINE_S,
     MAX_MESSAGE_BYTES,
     MAX_STREAM_S,
@@ -105,15 +106,15 @@ class Channel(grpc.aio.Channel):
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that streams its answer, as the generated stubs ask for it. See `around_stream`."""
-        return around_stream(method, self._channel.unary_stream(method, *args, **kwargs))
+        return around_stream(method, self._channel.unary_stream(method, *args, **kwargs), SERVER_STREAMING)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that takes a stream, as it is: none of ours does."""
         return self._channel.stream_unary(*args, **kwargs)
 
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """The callable of a method that takes a stream, as it is: none of ours does."""
-        return self._channel.stream_stream(*args, **kwargs)
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The callable of a method that takes a stream and gives one. See `around_stream`; it takes an iterator."""
+        return around_stream(method, self._channel.stream_stream(method, *args, **kwargs), BIDI_STREAMING)
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the channel; calls under way get `grace` seconds."""
@@ -163,7 +164,7 @@ def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
     return invoke
 
 
-def around_stream(method: str, call: Callable[..., Any]) -> Callable[..., AsyncGenerator[Any, None]]:
+def around_stream(method: str, call: Callable[..., Any], kind: str) -> Callable[..., AsyncGenerator[Any, None]]:
     """The callable of a method that streams its answer, with what surrounds every call.
 
     It gives a generator of the messages: the call begins with the first that is asked for, reads on only as they are
@@ -184,7 +185,7 @@ def around_stream(method: str, call: Callable[..., Any]) -> Callable[..., AsyncG
             raise errors.from_rpc(exception, service.rpartition(".")[2]) from None
         finally:
             stream.cancel()
-            metrics.GRPC_CLIENT_HANDLED.labels(SERVER_STREAMING, service, name, code).inc()
+            metrics.GRPC_CLIENT_HANDLED.labels(kind, service, name, code).inc()
 
     return invoke
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any, Context], Awaitable[Any]]
-UNARY, SERVER_STREAMING = "unary", "server_streaming"
-"""How an RPC answers: with one message, or with any number of them."""
+UNARY, SERVER_STREAMING, BIDI_STREAMING = "unary", "server_streaming", "bidi_streaming"
+"""What an RPC takes and gives: one message for one, any number for one, any number for any number."""
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_MESSAGE_BYTES = 32 * 2**20
@@ -45,7 +45,7 @@ class Method(NamedTuple):
     """As in `feedmesh.post.v1.PostService`."""
     name: str
     kind: str
-    """UNARY or SERVER_STREAMING."""
+    """UNARY, SERVER_STREAMING or BIDI_STREAMING."""
 
     def __str__(self) -> str:
         return f"/{self.service}/{self.name}"
@@ -120,9 +120,18 @@ def validate(method: Method, call: Call) -> Call:
     """Refuses a request that breaks a rule of its contract, before any code of the service sees it."""
 
     async def around(request: Any, rpc: Context) -> Any:
+        if method.kind == BIDI_STREAMING:
+            return await call(each(request), rpc)
+        return await call(checked(request), rpc)
+
+    async def each(requests: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+        async for request in requests:
+            yield checked(request)
+
+    def checked(request: Any) -> Any:
         if wrong := validation.violations(request):
             raise errors.InvalidArgument(*wrong)
-        return await call(request, rpc)
+        return request
 
     return around
 
@@ -173,17 +182,24 @@ class Chain(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _around(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        """A handler of ours with the stack around it. Raises TypeError for one that takes a stream of requests."""
+        """A handler of ours with the stack around it.
+
+        Raises TypeError for one that takes a stream of requests and answers once.
+        """
         service, _, name = path.removeprefix("/").partition("/")
-        if handler.request_streaming:
-            raise TypeError(f"{path}: no RPC of ours takes a stream of requests")
-        streams = handler.response_streaming
-        method = Method(service, name, SERVER_STREAMING if streams else UNARY)
-        inner: Any = handler.unary_stream if streams else handler.unary_unary
-        call: Call = sending(inner) if streams else inner
+        makers: dict[tuple[bool, bool], tuple[str, Any, Any]] = {
+            (False, False): (UNARY, handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (SERVER_STREAMING, handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, True): (BIDI_STREAMING, handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+        }
+        streams = (bool(handler.request_streaming), bool(handler.response_streaming))
+        if streams not in makers:
+            raise TypeError(f"{path}: no RPC of ours takes a stream of requests and answers once")
+        kind, inner, make = makers[streams]
+        method = Method(service, name, kind)
+        call: Call = inner if kind == UNARY else sending(inner)
         for interceptor in reversed(self._stack):
             call = interceptor(method, call)
-        make: Any = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             call,
             request_deserializer=handler.request_deserializer,

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from feedmesh.event.v1 import event_pb2
 from runtime import epochs, metrics, migrate, postgres, process, redis
 from runtime.streams import (
+    AGAIN,
     EVENT,
     PARTITIONS,
     Group,
@@ -38,8 +39,9 @@ CALM_LAG = 100
 CALM_S = 0.1
 """How long to wait for such a group before looking again."""
 PRUNE_BATCH = 5_000
-KEEP_MS = 10_000
-"""Entries younger than this are not trimmed, so that readers without a group can follow (runtime/tail.py)."""
+KEEP_MS = 60_000
+"""Entries younger than this are not trimmed, so that readers without a group can follow (runtime/tail.py), and go on
+where they were after a restart."""
 AWAIT_EVENTS = """
 DO $$ BEGIN
     FOR look IN 1..50 LOOP
@@ -124,7 +126,7 @@ class Relay:
         async with self.pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
                 """
-                SELECT event_id, partition_key, event FROM outbox WHERE published_at IS NULL
+                SELECT event_id, partition_key, event, false FROM outbox WHERE published_at IS NULL
                 ORDER BY event_id LIMIT %s FOR UPDATE SKIP LOCKED""",
                 (BATCH,),
             )
@@ -148,7 +150,7 @@ class Relay:
             # Unpublished ones too: a relay may have sent them to what Redis was before, and be about to commit that.
             cursor = await connection.execute(
                 """
-                SELECT event_id, partition_key, event FROM outbox
+                SELECT event_id, partition_key, event, published_at IS NOT NULL FROM outbox
                 WHERE event_id > %s AND event_id <= %s ORDER BY event_id LIMIT %s""",
                 (*place, BATCH),
             )
@@ -183,10 +185,11 @@ class Relay:
         if not rows:
             return
         async with self.client.pipeline(transaction=False) as pipeline:
-            for event_id, key, payload in rows:
+            for event_id, key, payload, is_again in rows:
                 # Serialized messages that follow each other are one message with the fields of both.
                 event = event_pb2.Event(event_id=event_id).SerializeToString() + payload
-                pipeline.xadd(stream_key(self.topic, key % PARTITIONS), {EVENT: event})
+                fields: dict[Any, Any] = {EVENT: event, AGAIN: b""} if is_again else {EVENT: event}
+                pipeline.xadd(stream_key(self.topic, key % PARTITIONS), fields)
             await pipeline.execute()
         await connection.execute(
             "UPDATE outbox SET published_at = clock_timestamp() WHERE event_id = ANY(%s) AND published_at IS NULL",

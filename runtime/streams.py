@@ -12,6 +12,8 @@ PARTITIONS = 4
 the streams of the old number must be empty before."""
 EVENT = b"event"
 """The field of a stream's entry that holds the event."""
+AGAIN = b"again"
+"""A field of an entry whose event was published before, to a Redis that may have lost it."""
 
 
 def stream_key(topic: str, partition: int) -> str:

@@ -9,7 +9,7 @@ the topic's epoch (runtime/epochs.py) and the server's run, which tell of a flus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -46,15 +46,31 @@ class Position:
     places: tuple[Place, ...]
 
 
+class Entry(NamedTuple):
+    """One event and where it stands."""
+
+    partition: int
+    number: int
+    """Which of all entries that the stream ever took, from 1 on."""
+    event: event_pb2.Event
+    is_again: bool
+    """Whether it was published before, to a Redis that lost it."""
+
+
 class Batch(NamedTuple):
     """What one read got."""
 
-    events: list[event_pb2.Event]
-    """Those of one partition in their order; some may come twice."""
+    entries: list[Entry]
+    """Those of one partition in their order; some events may come twice."""
     position: Position
     """Where to go on."""
     more: bool
     """Whether there is more to read at once."""
+
+    @property
+    def events(self) -> list[event_pb2.Event]:
+        """What the entries say."""
+        return [entry.event for entry in self.entries]
 
 
 async def begin(client: Redis, topic: str) -> Position:
@@ -69,6 +85,25 @@ async def begin(client: Redis, topic: str) -> Position:
     return Position(topic, seen.run_id, seen.marker, seen.ends)
 
 
+async def oldest(client: Redis, topic: str) -> Position:
+    """The beginning of what the streams hold as of now. Raises as `begin`.
+
+    What is trimmed before it is read is a gap.
+    """
+    position = await begin(client, topic)
+    keys = [key.encode() for key in streams.stream_keys(topic)]
+    answers = await redis.exchange(
+        client, [redis.command(b"XINFO", b"STREAM", key) for key in keys], may_fail=len(keys)
+    )
+    return replace(position, places=tuple(map(first_of, answers)))
+
+
+async def end(client: Redis, key: str) -> Place:
+    """Where a stream ends as of now. Raises RedisError."""
+    [answer] = await redis.exchange(client, [redis.command(b"XINFO", b"STREAM", key.encode())], may_fail=1)
+    return end_of(answer)
+
+
 async def read(client: Redis, position: Position) -> Batch:
     """The events after a position, at most 1,000 of each partition; does not wait for any. Raises Gap, RedisError.
 
@@ -79,7 +114,12 @@ async def read(client: Redis, position: Position) -> Batch:
         raise Gap("Redis is another or may have lost something")
     places = tuple(map(advance, position.places, seen.ends, seen.entries))
     return Batch(
-        [event for entries in seen.entries for entry in entries if (event := decoded(position.topic, entry))],
+        [
+            Entry(partition, place.added + at, event, streams.AGAIN in entry[1][::2])
+            for partition, (place, entries) in enumerate(zip(position.places, seen.entries, strict=True))
+            for at, entry in enumerate(entries, start=1)
+            if (event := decoded(position.topic, entry))
+        ],
         Position(position.topic, position.run_id, position.marker, places),
         any(len(entries) == COUNT for entries in seen.entries),
     )
@@ -88,9 +128,16 @@ async def read(client: Redis, position: Position) -> Batch:
 def advance(place: Place, end: Place, entries: Sequence[Any]) -> Place:
     """The place after having read these entries; `end` is where the stream ended just before. Raises Gap."""
     after = Place(entries[-1][0] if entries else place.last_id, place.added + len(entries))
-    # Fewer than before: the stream began anew. More than were read: the rest is trimmed or lies below the place. (A
-    # little fewer than are read now is fine: they came between the two commands.)
-    if end.added < place.added or (end.added > after.added and len(entries) < COUNT):
+    until_end = after.added
+    if entries:
+        # What came between the two commands.
+        last = streams.entry_id(end.last_id)
+        for entry in reversed(entries):
+            if streams.entry_id(entry[0]) <= last:
+                break
+            until_end -= 1
+    # Fewer than were read: the stream began anew. More: the rest is trimmed or lies below the place.
+    if end.added < until_end or (end.added > until_end and len(entries) < COUNT):
         raise Gap("a stream was trimmed before it was read, or began anew")
     return after
 
@@ -130,13 +177,28 @@ async def look(client: Redis, topic: str, places: Sequence[Place]) -> Seen:
 
 def end_of(answer: Any) -> Place:
     """Where a stream ends, by Redis's answer about it."""
+    said = stream_of(answer)
+    return Place(said[b"last-generated-id"], said[b"entries-added"]) if said else Place(b"0-0", 0)
+
+
+def first_of(answer: Any) -> Place:
+    """Where what a stream holds begins, by Redis's answer about it."""
+    said = stream_of(answer)
+    if not said or not said[b"length"]:
+        return end_of(answer)
+    ms, sequence = streams.entry_id(said[b"first-entry"][0])
+    before = b"%d-%d" % ((ms, sequence - 1) if sequence else (ms - 1, 2**64 - 1))
+    return Place(before, said[b"entries-added"] - said[b"length"])
+
+
+def stream_of(answer: Any) -> dict[bytes, Any]:
+    """What Redis says of a stream; nothing where there is none."""
     if isinstance(answer, ResponseError) and "no such key" in str(answer):
-        return Place(b"0-0", 0)
+        return {}
     if isinstance(answer, Exception):
         raise answer
     # By RESP3 a dict, by RESP2 (`?protocol=2` of the URL) a list.
-    said = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
-    return Place(said[b"last-generated-id"], said[b"entries-added"])
+    return answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
 
 
 def decoded(topic: str, entry: Any) -> event_pb2.Event | None:

@@ -19,10 +19,11 @@ from services.timeline.config import TimelineSettings
 from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
 from services.timeline.modes import Modes
-from services.timeline.news import INTERVAL_S, News
+from services.timeline.news import STEP_S, News
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
+from services.timeline.watch import FOLLOWS_S, HERE_S, Watches
 
 DAY_S = 86_400
 
@@ -53,10 +54,14 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
                 post,
                 RankingServiceStub(ranking_channel),
             )
-            servicer = TimelineServicer(parts)
+            news = News(probe, parts.own)
+            watches = Watches(news, parts.relations, probe)
+            servicer = TimelineServicer(parts, watches)
             await asyncio.gather(
                 running.every(LOOK_S, "look_at_redis", guard.look),
-                running.every(INTERVAL_S, "follow_posts", News(probe, parts.own).step),
+                running.every(STEP_S, "follow_posts", news.step),
+                running.every(FOLLOWS_S, "follow_follows", watches.follow),
+                running.every(HERE_S, "say_where", watches.say_where),
                 server.serve(
                     running, settings, [lambda s: add_TimelineServiceServicer_to_server(servicer, s)], [SERVICE]
                 ),

@@ -44,3 +44,6 @@ OWN = Counter(
     "Viewers' own posts by where a first page had them from: known (and still so), read, changed (known, but not so).",
     ["source"],
 )
+NEWS = Counter("feedmesh_news_total", "New and deleted posts that this replica heard of.")
+WATCHERS = Gauge("feedmesh_watchers", "Watchers of home feeds, over all streams.")
+WATCH_EVENTS = Counter("feedmesh_watch_events_total", "Events by how many watchers were told them.", ["event"])

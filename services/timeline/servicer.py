@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,6 +14,7 @@ from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import MAX_BATCH_POSTS, most_posts, require_fitting
 from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
+from services.timeline.watch import Watches, show_added
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
 Feeds = wire.closed(pb.BatchGetFeedResponse.DESCRIPTOR, [pb.GetFeedResponse.DESCRIPTOR])
@@ -23,6 +25,7 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     """TimelineService on the other services."""
 
     parts: Parts
+    watches: Watches
 
     @cached_property
     def _feeds(self) -> Coalescer[pb.GetFeedRequest, bytes]:
@@ -34,6 +37,16 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
 
     async def ExplainPost(self, request: pb.ExplainPostRequest, context: Any) -> pb.ExplainPostResponse:
         return await explain(self.parts, request)
+
+    def WatchFeed(
+        self, request_iterator: AsyncIterator[pb.WatchFeedRequest], context: Any
+    ) -> AsyncGenerator[pb.WatchFeedResponse, None]:
+        return self.watches.watch(request_iterator)
+
+    async def BatchGetAddedPosts(
+        self, request: pb.BatchGetAddedPostsRequest, context: Any
+    ) -> pb.BatchGetAddedPostsResponse:
+        return await show_added(self.parts, request)
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(map(most_posts, request.items)))

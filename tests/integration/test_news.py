@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from feedmesh.event.v1 import event_pb2
 from launch.valkey import Running
 from runtime import epochs, redis, streams
+from services.timeline import news as news_module
 from services.timeline.authors import Own
 from services.timeline.news import TOPIC, News
 from tests.fakes.serving import RealPostService
@@ -18,8 +20,9 @@ ANN, BOB = 11, 12
 
 
 @pytest_asyncio.fixture
-async def client(valkey: Running) -> AsyncIterator[Redis]:
-    """A client of an empty Redis that the post service's relay has settled with."""
+async def client(valkey: Running, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
+    """A client of an empty Redis that the post service's relay has settled with. Each step is a look."""
+    monkeypatch.setattr(news_module, "IDLE_S", 0.0)
     async with redis.connect(redis.RedisSettings(redis_url=valkey.url)) as client:
         await client.flushall()
         await client.set(epochs.marker_key(TOPIC), b"mesh:1")
@@ -38,17 +41,17 @@ async def test_who_wrote_or_deleted_is_forgotten_and_nobody_else(client: Redis, 
     own = Own(post_service.stub)
     news = News(client, own)
     await news.step()
-    for fact in (
-        {"post_created": event_pb2.PostCreated(post_id=5, author_id=ANN, original_id=5)},
-        {"post_deleted": event_pb2.PostDeleted(post_id=5, author_id=ANN)},
+    for event in (
+        event_pb2.Event(event_id=1, post_created=event_pb2.PostCreated(post_id=5, author_id=ANN, original_id=5)),
+        event_pb2.Event(event_id=2, post_deleted=event_pb2.PostDeleted(post_id=5, author_id=ANN)),
     ):
         await own.read([ANN, BOB])
-        await tell(client, event_pb2.Event(event_id=1, **fact))
+        await tell(client, event)
         assert known(own) == {ANN, BOB}
         assert not await news.step()
         assert known(own) == {BOB}
     await own.read([ANN, BOB])
-    await tell(client, event_pb2.Event(event_id=2, like_changed=event_pb2.LikeChanged(post_id=5, author_id=ANN)))
+    await tell(client, event_pb2.Event(event_id=3, like_changed=event_pb2.LikeChanged(post_id=5, author_id=ANN)))
     await news.step()
     assert known(own) == {ANN, BOB}
 
@@ -64,6 +67,7 @@ async def test_after_a_gap_it_goes_on_with_what_comes(client: Redis, post_servic
         assert not await news.step()
     await client.set(epochs.marker_key(TOPIC), b"mesh:2")
     await news.step()
-    await tell(client, event_pb2.Event(post_created=event_pb2.PostCreated(post_id=5, author_id=ANN, original_id=5)))
+    made = event_pb2.PostCreated(post_id=5, author_id=ANN, original_id=5)
+    await tell(client, event_pb2.Event(event_id=1, post_created=made))
     await news.step()
     assert known(own) == set()

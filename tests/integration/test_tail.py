@@ -177,7 +177,7 @@ async def millisecond(client: Redis) -> int:
     return int(seconds * 1000 + micros // 1000)
 
 
-async def test_a_stream_that_began_anew_and_grew_is_noticed_one_read_later(client: Redis) -> None:
+async def test_a_stream_that_began_anew_and_grew_is_noticed(client: Redis) -> None:
     await publish(client, 1)
     position = await tail.begin(client, TOPIC)
     await client.delete(KEYS[1])
@@ -186,9 +186,36 @@ async def test_a_stream_that_began_anew_and_grew_is_noticed_one_read_later(clien
     while await millisecond(client) == begun:
         pass
     await publish(client, 1, 5, 9)
-    _, position = await read(client, position)
     with pytest.raises(tail.Gap):
         await tail.read(client, position)
+
+
+async def test_entries_are_numbered_as_the_stream_took_them(client: Redis) -> None:
+    await publish(client, *range(1, 41))
+    await client.xtrim(KEYS[1], maxlen=4, approximate=False)
+    position = await tail.oldest(client, TOPIC)
+    await publish(client, 41)
+    batch = await tail.read(client, position)
+    numbers = {entry.event.event_id: (entry.partition, entry.number) for entry in batch.entries}
+    assert numbers == {
+        event_id: (event_id % 4, (event_id - 1) // 4 + 1 if event_id % 4 else event_id // 4)
+        for event_id in range(1, 42)
+        if event_id % 4 != 1 or event_id > 24
+    }
+    assert not any(entry.is_again for entry in batch.entries)
+    position = await tail.oldest(client, TOPIC)
+    await client.xtrim(KEYS[2], maxlen=1, approximate=False)
+    with pytest.raises(tail.Gap):
+        await tail.read(client, position)
+
+
+async def test_an_entry_that_was_published_before_says_so(client: Redis) -> None:
+    position = await tail.begin(client, TOPIC)
+    for again in ({}, {streams.AGAIN: b""}):
+        fields = {streams.EVENT: event_pb2.Event(event_id=4).SerializeToString(), **again}
+        await client.xadd(KEYS[0], fields)  # type: ignore[arg-type]
+    batch = await tail.read(client, position)
+    assert [entry.is_again for entry in batch.entries] == [False, True]
 
 
 async def test_a_restart_and_an_old_snapshot_are_noticed(client: Redis, valkey: Running) -> None:

@@ -21,7 +21,7 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from launch.valkey import Running as Valkey
-from runtime import errors
+from runtime import errors, members
 from services.post import people
 from tests.fakes.databases import Databases
 from tests.integration.whole_mesh import WholeMesh, whole_mesh
@@ -331,6 +331,18 @@ async def get_feed(mesh: WholeMesh, case: Case) -> bool:
     return in_page(await mesh.timeline.GetFeed(timeline_pb2.GetFeedRequest(user_id=case.viewer)), case)
 
 
+@rpc("BatchGetAddedPosts")
+async def get_added_posts(mesh: WholeMesh, case: Case) -> bool:
+    rows = [(case.share, case.sharer, case.post), (case.quote, case.sharer, case.quote)]
+    item = timeline_pb2.BatchGetAddedPostsRequest.Item(user_id=case.viewer, members=members.pack(rows))
+    request = timeline_pb2.BatchGetAddedPostsRequest(items=[item])
+    posts = (await mesh.timeline.BatchGetAddedPosts(request)).items[0].page.posts
+    nested_is(posts, case, case.in_feed)
+    shown = {post.post_id for post in posts}
+    assert case.quote in shown
+    return case.post in shown
+
+
 @rpc("BatchGetFeed")
 async def batch_get_feed(mesh: WholeMesh, case: Case) -> bool:
     item = timeline_pb2.GetFeedRequest(user_id=case.viewer, order=timeline_pb2.FEED_ORDER_LATEST)
@@ -405,6 +417,7 @@ REVEALS_NOTHING = {
     "ListPostRows": "ids, to the auditor",
     "GetPostRows": "ids, to the auditor",
     "CountTraces": "how much is left of an erased person",
+    "WatchFeed": "ids of who is followed, to callers that show what BatchGetAddedPosts gives",
     "BatchRank": "an order of what the caller names",
     "ExplainRank": "features of what the caller names, to the timeline",
 }
@@ -435,7 +448,7 @@ def asked(names: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def expected(name: str, case: Case) -> bool:
-    return case.in_feed if name in ("GetFeed", "BatchGetFeed") else case.sees
+    return case.in_feed if name in ("GetFeed", "BatchGetFeed", "BatchGetAddedPosts") else case.sees
 
 
 @pytest.mark.parametrize(("name", "who", "account"), asked(PROBES))

@@ -17,8 +17,10 @@ from services.timeline.deliver import Fanout
 from services.timeline.epoch import Guard
 from services.timeline.feed import Parts, get_feeds
 from services.timeline.modes import Modes, Transitions
+from services.timeline.news import News
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
+from services.timeline.watch import Watches
 from tests.fakes.databases import Databases, settings_of
 
 if TYPE_CHECKING:
@@ -69,6 +71,12 @@ async def timeline_stores(
     ):
         await client.flushall()
         yield TimelineStores(valkey.url, dsn, client, pool, Timelines(client, ACTIVE_S, cap, slack), stack)
+
+
+def watches(parts: Parts) -> Watches:
+    """Nobody watching yet; the test looks at the news for them."""
+    stores = parts.sources.timelines.client
+    return Watches(News(stores, parts.own), parts.relations, stores)
 
 
 def settings(url: str) -> redis.RedisSettings:

@@ -33,7 +33,7 @@ from services.timeline.servicer import SERVICE as TIMELINE
 from services.timeline.servicer import TimelineServicer
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.serving import serving
-from tests.integration.timeline_stores import TimelineStores, timeline_stores
+from tests.integration.timeline_stores import TimelineStores, timeline_stores, watches
 
 SECRET = "a secret of at least 32 characters"
 
@@ -96,8 +96,9 @@ async def whole_mesh(
             await serve("ranking", RANKING, add_RankingServiceServicer_to_server, RankingServicer(post, wall_clock))
         )
         parts = Parts(Relations(graph), cursors, await stores.sources(post), post, ranking)
+        servicer = TimelineServicer(parts, watches(parts))
         timeline = TimelineServiceStub(
-            await serve("timeline", TIMELINE, add_TimelineServiceServicer_to_server, TimelineServicer(parts))
+            await serve("timeline", TIMELINE, add_TimelineServiceServicer_to_server, servicer)
         )
         app = App(
             [(route, route.call(channels[route.service])) for route in of_contracts()],

@@ -264,6 +264,314 @@ class BatchGetFeedResponse(_message.Message):
 Global___BatchGetFeedResponse: _TypeAlias = BatchGetFeedResponse  # noqa: Y015
 
 @_typing.final
+class WatchFeedRequest(_message.Message):
+    """WatchFeedRequest begins and ends watchers of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Watcher(_message.Message):
+        """Watcher is one who is told what comes into one person's home feed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WATCHER_ID_FIELD_NUMBER: _builtins.int
+        USER_ID_FIELD_NUMBER: _builtins.int
+        TOKEN_FIELD_NUMBER: _builtins.int
+        watcher_id: _builtins.int
+        """watcher_id is the caller's own name for it. One that is taken ends the watcher that had it."""
+        user_id: _builtins.int
+        """user_id is whose feed."""
+        token: _builtins.bytes
+        """token is that of the last event that was told; empty for a beginning."""
+        def __init__(
+            self,
+            *,
+            watcher_id: _builtins.int = ...,
+            user_id: _builtins.int = ...,
+            token: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "user_id", b"user_id", "watcher_id", b"watcher_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def begin(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchFeedRequest.Watcher]:
+        """begin are new watchers, at most 1,000."""
+
+    @_builtins.property
+    def end(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """end are watchers that nobody needs any more, at most 1,000. They end before the others begin."""
+
+    def __init__(
+        self,
+        *,
+        begin: _abc.Iterable[Global___WatchFeedRequest.Watcher] | None = ...,
+        end: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFeedRequest: _TypeAlias = WatchFeedRequest  # noqa: Y015
+
+@_typing.final
+class WatchFeedResponse(_message.Message):
+    """WatchFeedResponse is one event, told to some watchers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Here(_message.Message):
+        """Here says where watchers are: all up to the token was told them. It is the first that a watcher without a token is
+        told, and comes to all of a stream (then watcher_ids is empty) once a second. A feed that is read after the first one
+        has all that came before; and perhaps some of what is told after it.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Gap(_message.Message):
+        """Gap says that events may be missing: the feed is to be read again. The watcher goes on from the token."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Added(_message.Message):
+        """Added tells of a post or share that came in."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MEMBER_FIELD_NUMBER: _builtins.int
+        member: _builtins.bytes
+        """member is the post with its author and original, packed: 21 bytes."""
+        def __init__(
+            self,
+            *,
+            member: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Removed(_message.Message):
+        """Removed tells of a post that was deleted, of whoever the person follows."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POST_ID_FIELD_NUMBER: _builtins.int
+        post_id: _builtins.int
+        """post_id is the post."""
+        def __init__(
+            self,
+            *,
+            post_id: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["post_id", b"post_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Refused(_message.Message):
+        """Refused says that a watcher has ended: there is no such person."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HERE_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    WATCHER_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """token is where they go on after it; empty with refused."""
+    @_builtins.property
+    def here(self) -> Global___WatchFeedResponse.Here:
+        """here: nothing."""
+
+    @_builtins.property
+    def gap(self) -> Global___WatchFeedResponse.Gap:
+        """gap: something that is not known."""
+
+    @_builtins.property
+    def added(self) -> Global___WatchFeedResponse.Added:
+        """added: a post came in."""
+
+    @_builtins.property
+    def removed(self) -> Global___WatchFeedResponse.Removed:
+        """removed: a post is gone."""
+
+    @_builtins.property
+    def refused(self) -> Global___WatchFeedResponse.Refused:
+        """refused: the watcher has ended."""
+
+    @_builtins.property
+    def watcher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """watcher_ids are who is told."""
+
+    def __init__(
+        self,
+        *,
+        here: Global___WatchFeedResponse.Here | None = ...,
+        gap: Global___WatchFeedResponse.Gap | None = ...,
+        added: Global___WatchFeedResponse.Added | None = ...,
+        removed: Global___WatchFeedResponse.Removed | None = ...,
+        refused: Global___WatchFeedResponse.Refused | None = ...,
+        watcher_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed", "token", b"token", "watcher_ids", b"watcher_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchFeedResponse: _TypeAlias = WatchFeedResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetAddedPostsRequest(_message.Message):
+    """BatchGetAddedPostsRequest asks for posts that came in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item asks for one person."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        MEMBERS_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.int
+        """user_id is whose feed, and who reads it."""
+        members: _builtins.bytes
+        """members are the posts as they were told, packed, at most 20."""
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.int = ...,
+            members: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetAddedPostsRequest.Item]:
+        """items are the people, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchGetAddedPostsRequest.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAddedPostsRequest: _TypeAlias = BatchGetAddedPostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetAddedPostsResponse(_message.Message):
+    """BatchGetAddedPostsResponse answers BatchGetAddedPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is what one person may see."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PAGE_FIELD_NUMBER: _builtins.int
+        POST_IDS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def page(self) -> _post_pb2.PostPage:
+            """page is those of the posts that stand in the person's feed now, in the order asked for. A plain share stands as its
+            original, with shared_by.
+            """
+
+        @_builtins.property
+        def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """post_ids are these posts' ids, one for one."""
+
+        def __init__(
+            self,
+            *,
+            page: _post_pb2.PostPage | None = ...,
+            post_ids: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "post_ids", b"post_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetAddedPostsResponse.Item]:
+        """items answer the request's items, one for one; nothing for a person who does not exist."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchGetAddedPostsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAddedPostsResponse: _TypeAlias = BatchGetAddedPostsResponse  # noqa: Y015
+
+@_typing.final
 class ExplainPostRequest(_message.Message):
     """ExplainPostRequest names a post and whose feed."""
 

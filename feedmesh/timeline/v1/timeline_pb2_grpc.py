@@ -45,6 +45,16 @@ class TimelineServiceStub:
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.FromString,
                 _registered_method=True)
+        self.WatchFeed = channel.stream_stream(
+                '/feedmesh.timeline.v1.TimelineService/WatchFeed',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedResponse.FromString,
+                _registered_method=True)
+        self.BatchGetAddedPosts = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/BatchGetAddedPosts',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.FromString,
+                _registered_method=True)
         self.BatchGetFeed = channel.unary_unary(
                 '/feedmesh.timeline.v1.TimelineService/BatchGetFeed',
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetFeedRequest.SerializeToString,
@@ -73,6 +83,26 @@ class TimelineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchFeed(self, request_iterator, context):
+        """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
+        and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
+        was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
+        came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
+        at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
+        its watchers then go on by another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetAddedPosts(self, request, context):
+        """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
+        feeds. Reason: UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchGetFeed(self, request, context):
         """BatchGetFeed reads pages of many people's home feeds; each may fail alone.
         """
@@ -92,6 +122,16 @@ def add_TimelineServiceServicer_to_server(servicer, server):
                     servicer.ExplainPost,
                     request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.FromString,
                     response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.SerializeToString,
+            ),
+            'WatchFeed': grpc.stream_stream_rpc_method_handler(
+                    servicer.WatchFeed,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedResponse.SerializeToString,
+            ),
+            'BatchGetAddedPosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetAddedPosts,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.SerializeToString,
             ),
             'BatchGetFeed': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetFeed,
@@ -154,6 +194,60 @@ class TimelineService:
             '/feedmesh.timeline.v1.TimelineService/ExplainPost',
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostRequest.SerializeToString,
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ExplainPostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFeed(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/WatchFeed',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetAddedPosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/BatchGetAddedPosts',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,18 @@ class TimelineServiceStub:
     """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
     Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
     """
+    WatchFeed: _grpc.StreamStreamMultiCallable[_timeline_pb2.WatchFeedRequest, _timeline_pb2.WatchFeedResponse]
+    """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
+    and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
+    was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
+    came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
+    at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
+    its watchers then go on by another.
+    """
+    BatchGetAddedPosts: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetAddedPostsRequest, _timeline_pb2.BatchGetAddedPostsResponse]
+    """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
+    feeds. Reason: UNAVAILABLE.
+    """
     BatchGetFeed: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
 
@@ -58,6 +70,18 @@ class TimelineServiceAsyncStub(TimelineServiceStub):
     ExplainPost: _aio.UnaryUnaryMultiCallable[_timeline_pb2.ExplainPostRequest, _timeline_pb2.ExplainPostResponse]  # type: ignore[assignment]
     """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
     Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
+    """
+    WatchFeed: _aio.StreamStreamMultiCallable[_timeline_pb2.WatchFeedRequest, _timeline_pb2.WatchFeedResponse]  # type: ignore[assignment]
+    """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
+    and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
+    was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
+    came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
+    at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
+    its watchers then go on by another.
+    """
+    BatchGetAddedPosts: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetAddedPostsRequest, _timeline_pb2.BatchGetAddedPostsResponse]  # type: ignore[assignment]
+    """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
+    feeds. Reason: UNAVAILABLE.
     """
     BatchGetFeed: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]  # type: ignore[assignment]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
@@ -84,6 +108,30 @@ class TimelineServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_timeline_pb2.ExplainPostResponse, _abc.Awaitable[_timeline_pb2.ExplainPostResponse]]:
         """ExplainPost tells whether a post is in a person's feed, how it came there or what keeps it out, and what ranks it.
         Of a post that the person may not see it tells nothing. Reasons: USER_NOT_FOUND, POST_NOT_FOUND, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchFeed(
+        self,
+        request_iterator: _MaybeAsyncIterator[_timeline_pb2.WatchFeedRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_timeline_pb2.WatchFeedResponse], _abc.AsyncIterator[_timeline_pb2.WatchFeedResponse]]:
+        """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
+        and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
+        was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
+        came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
+        at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
+        its watchers then go on by another.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetAddedPosts(
+        self,
+        request: _timeline_pb2.BatchGetAddedPostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_timeline_pb2.BatchGetAddedPostsResponse, _abc.Awaitable[_timeline_pb2.BatchGetAddedPostsResponse]]:
+        """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
+        feeds. Reason: UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,440 @@
+"""WatchFeed: each post comes to each follower who watches once, and after whatever broke either that, or a gap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from feedmesh.post.v1 import post_pb2
+from feedmesh.timeline.v1 import timeline_pb2 as pb
+from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_TimelineServiceServicer_to_server
+from launch.valkey import Running as Valkey
+from runtime import client, errors, members
+from services.timeline import news, watch
+from services.timeline.news import TOKEN, News
+from services.timeline.servicer import SERVICE, TimelineServicer
+from services.timeline.watch import Watches
+from tests.fakes.databases import Databases
+from tests.fakes.serving import serving
+from tests.integration.mesh_world import World, mesh
+
+if TYPE_CHECKING:
+    from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
+
+ANN, BOB, EVE = range(3)
+PATIENCE_S = 10.0
+QUIET_S = 0.2
+"""How long nothing may come for it to be nothing."""
+
+
+@dataclass
+class Replica:
+    """A timeline server, whose looks at what happens are the test's steps."""
+
+    news: News
+    watches: Watches
+    stub: TimelineServiceAsyncStub
+
+    async def look(self) -> None:
+        """Hears all that happened."""
+        while await self.news.step():
+            pass
+        while await self.watches.follow():
+            pass
+
+
+@dataclass
+class Caller:
+    """A caller's stream."""
+
+    requests: asyncio.Queue[pb.WatchFeedRequest] = field(default_factory=asyncio.Queue)
+    answers: asyncio.Queue[pb.WatchFeedResponse | errors.Error] = field(default_factory=asyncio.Queue)
+
+    async def read(self, stub: TimelineServiceAsyncStub) -> None:
+        """Reads until it is cancelled."""
+
+        async def requests() -> AsyncIterator[pb.WatchFeedRequest]:
+            while True:
+                yield await self.requests.get()
+
+        stream: Any = stub.WatchFeed(requests())
+        try:
+            async with aclosing(stream):
+                async for answer in stream:
+                    self.answers.put_nowait(answer)
+        except errors.Error as error:
+            self.answers.put_nowait(error)
+
+    def begin(self, *watchers: tuple[int, int] | tuple[int, int, bytes]) -> None:
+        """Begins watchers: number, whose feed, perhaps a token."""
+        request = pb.WatchFeedRequest()
+        for number, user_id, *token in watchers:
+            request.begin.add(watcher_id=number, user_id=user_id, token=b"".join(token))
+        self.requests.put_nowait(request)
+
+    def end(self, *numbers: int) -> None:
+        """Ends watchers."""
+        self.requests.put_nowait(pb.WatchFeedRequest(end=numbers))
+
+    async def next(self) -> pb.WatchFeedResponse:
+        """The next event."""
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await self.answers.get()
+        if isinstance(answer, errors.Error):
+            raise answer
+        return answer
+
+    async def posts(self, *expected: int) -> bytes:
+        """Sees to it that these posts come now, in any order, and nothing else; the last token."""
+        found, token = [], b""
+        for _ in expected:
+            event = await self.next()
+            assert event.HasField("added"), event
+            found.append(int(members.unpack(event.added.member)[0, 0]))
+            token = event.token
+        assert sorted(found) == sorted(expected)
+        await self.nothing()
+        return token
+
+    async def nothing(self) -> None:
+        """Sees to it that nothing comes."""
+        await asyncio.sleep(QUIET_S)
+        assert self.answers.empty(), self.answers.get_nowait()
+
+
+@dataclass
+class Scene:
+    """Three people; Ann follows Bob."""
+
+    world: World
+    people: list[int]
+    stack: AsyncExitStack
+
+    async def replica(self, number: int = 0) -> Replica:
+        """One more timeline server, that has heard what there is."""
+        parts = self.world.replicas[number]
+        heard = News(self.world.stores.client, parts.own)
+        watches = Watches(heard, parts.relations, self.world.stores.client)
+        servicer = TimelineServicer(parts, watches)
+        served = await self.stack.enter_async_context(
+            serving(lambda server: add_TimelineServiceServicer_to_server(servicer, server), services=(SERVICE,))
+        )
+        channel = await self.stack.enter_async_context(client.connect(served.target, SERVICE))
+        replica = Replica(heard, watches, TimelineServiceStub(channel))
+        await replica.look()
+        return replica
+
+    async def call(self, replica: Replica) -> Caller:
+        """A new stream."""
+        caller = Caller()
+        task = asyncio.create_task(caller.read(replica.stub))
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+        self.stack.push_async_callback(end)
+        return caller
+
+    async def watch(self, replica: Replica, person: int, token: bytes = b"") -> tuple[Caller, bytes]:
+        """A stream that watches one feed from now on, and where that begins."""
+        caller = await self.call(replica)
+        caller.begin((1, self.people[person], token))
+        event = await caller.next()
+        assert (event.WhichOneof("event"), list(event.watcher_ids)) == ("here", [1])
+        await replica.look()
+        return caller, event.token
+
+    async def write(self, person: int, *, followers_only: bool = False) -> int:
+        """A post that everybody could have heard of."""
+        post_id = await self.world.write(self.people[person], followers_only=followers_only)
+        await self.world.deliver()
+        return post_id
+
+
+@pytest_asyncio.fixture
+async def scene(databases: Databases, valkey: Valkey) -> AsyncIterator[Scene]:
+    """The world, with nothing under way."""
+    async with mesh(databases, valkey) as whole, whole.world() as world, AsyncExitStack() as stack:
+        people = [await world.join() for _ in range(3)]
+        await world.follow(people[ANN], people[BOB])
+        await world.deliver()
+        yield Scene(world, people, stack)
+
+
+async def test_posts_of_whom_one_follows_and_ones_own_are_told_and_no_others(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    expected = [await scene.write(BOB), await scene.write(ANN)]
+    await scene.write(EVE)
+    await replica.look()
+    await caller.posts(*expected)
+    await scene.world.delete(scene.people[BOB], expected[0])
+    await scene.world.deliver()
+    await replica.look()
+    event = await caller.next()
+    assert (event.removed.post_id, list(event.watcher_ids)) == (expected[0], [1])
+
+
+async def test_one_event_names_all_watchers_of_a_stream_and_who_has_ended_none(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller = await scene.call(replica)
+    caller.begin((1, scene.people[ANN]), (2, scene.people[BOB]), (3, scene.people[EVE]), (4, scene.people[ANN]))
+    for number in range(1, 5):
+        assert list((await caller.next()).watcher_ids) == [number]
+    await scene.write(BOB)
+    await replica.look()
+    assert sorted((await caller.next()).watcher_ids) == [1, 2, 4]
+    caller.end(1)
+    # A number that is taken: the watcher that had it is no more.
+    caller.begin((2, scene.people[EVE]))
+    assert list((await caller.next()).watcher_ids) == [2]
+    await scene.write(BOB)
+    await replica.look()
+    assert list((await caller.next()).watcher_ids) == [4]
+    await replica.watches.say_where()
+    here = await caller.next()
+    assert (here.HasField("here"), list(here.watcher_ids), here.token) == (True, [], replica.news.here)
+    await caller.nothing()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_from_any_token_on_all_comes_once_at_any_replica(scene: Scene, number: int) -> None:
+    replica = await scene.replica()
+    caller, token = await scene.watch(replica, ANN)
+    tokens = [token]
+    expected = [await scene.write(BOB) for _ in range(9)]
+    await replica.look()
+    told = []
+    for _ in expected:
+        event = await caller.next()
+        told.append(int(members.unpack(event.added.member)[0, 0]))
+        tokens.append(event.token)
+    assert sorted(told) == expected
+    # As after a restart: it has heard nothing but what the streams keep.
+    other = await scene.replica(number)
+    for at, token in enumerate(tokens):
+        again = await scene.call(other)
+        again.begin((7, scene.people[ANN], token))
+        await again.posts(*told[at:])
+    new = await scene.write(BOB)
+    await other.look()
+    await again.posts(new)
+
+
+async def test_an_event_that_is_published_twice_is_told_once(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    post_id = await scene.write(BOB)
+    for number in range(3):
+        await scene.world.repeat(0, number)
+    await replica.look()
+    await caller.posts(post_id)
+    await scene.world.repeat(0, 0)
+    await replica.look()
+    await caller.nothing()
+
+
+async def test_what_a_token_does_not_tell_is_a_gap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(news, "KEPT", 3)
+    monkeypatch.setattr(news, "SETTLED_S", 0.0)
+    replica = await scene.replica()
+    _, ancient = await scene.watch(replica, ANN)
+    for _ in range(8):
+        await scene.write(BOB)
+    await replica.look()
+    identity, *numbers = TOKEN.unpack(replica.news.here)
+    strange = {
+        "ancient": ancient,
+        "forged": b"\xff" * TOKEN.size,
+        "of another mesh": TOKEN.pack(b"\0" * 8, *numbers),
+        "of what has not happened yet": TOKEN.pack(identity, *(number + 1 for number in numbers)),
+        "garbage": b"?",
+    }
+    for token in strange.values():
+        caller = await scene.call(replica)
+        caller.begin((1, scene.people[ANN], token))
+        event = await caller.next()
+        assert event.HasField("gap")
+        assert replica.news.since(event.token) == []
+        post_id = await scene.write(BOB)
+        await replica.look()
+        await caller.posts(post_id)
+    caller.begin((1, scene.people[ANN], b"!" * 65))
+    with pytest.raises(errors.InvalidArgument, match=r"begin\[0\].token"):
+        await caller.next()
+
+
+async def test_after_redis_lost_everything_there_is_a_gap_and_nothing_old(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    post_id = await scene.write(BOB)
+    await replica.look()
+    token = await caller.posts(post_id)
+    await scene.world.flush()
+    unheard = await scene.world.write(scene.people[BOB])
+    await scene.world.notice()
+    for _ in range(2):  # the first look finds out, the next begins anew
+        await replica.look()
+    with pytest.raises(errors.Unavailable):
+        await caller.next()
+    caller = await scene.call(replica)
+    caller.begin((1, scene.people[ANN], token))
+    assert (await caller.next()).HasField("gap")
+    # What Redis lost is published again, and what had not been published yet.
+    await scene.world.deliver()
+    await replica.look()
+    await caller.posts(unheard)
+    shown, _ = await scene.world.read(scene.people[ANN], 0)
+    assert {post.post_id for post in shown} == {post_id, unheard}
+
+
+async def test_a_feed_that_is_read_after_the_beginning_lacks_nothing_that_is_not_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "SETTLED_S", 0.0)
+    await scene.write(BOB)
+    late = await scene.world.write(scene.people[BOB])
+    # It is in the stream, and in no list yet.
+    await scene.world.relay()
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    await caller.posts(late)
+    await scene.world.deliver()
+    caller, _ = await scene.watch(replica, ANN)
+    await caller.nothing()
+
+
+async def test_who_is_followed_meanwhile_is_told_of_from_the_follow_on(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    before = await scene.write(EVE)
+    await replica.look()
+    await scene.world.follow(scene.people[ANN], scene.people[EVE])
+    await scene.world.pass_time(1)
+    between = await scene.write(EVE)
+    assert before < between
+    await replica.look()
+    await caller.posts(between)
+    after = await scene.write(EVE)
+    await replica.look()
+    await caller.posts(after)
+    await scene.world.unfollow(scene.people[ANN], scene.people[EVE])
+    await scene.world.deliver()
+    await replica.look()
+    await scene.write(EVE)
+    await replica.look()
+    await caller.nothing()
+
+
+async def test_a_caller_who_does_not_read_is_cut_off_and_holds_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MAX_UNREAD", 5)
+    replica = await scene.replica()
+    stream = watch.Stream()
+    for number in range(7):
+        stream.put(pb.WatchFeedResponse(token=bytes([number])))
+    with pytest.raises(errors.Unavailable, match="slowly"):
+        async for _ in stream.events():
+            pass
+    await scene.watch(replica, ANN)
+    await scene.stack.aclose()
+    assert not replica.watches._count
+    assert not replica.watches._by_author
+    assert not replica.watches._by_user
+    assert replica.news.tell is None
+
+
+async def test_nobody_watches_a_feed_of_nobody(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller = await scene.call(replica)
+    caller.begin((1, 99), (2, scene.people[ANN]))
+    refused, here = await caller.next(), await caller.next()
+    assert (refused.HasField("refused"), list(refused.watcher_ids)) == (True, [1])
+    assert (here.HasField("here"), list(here.watcher_ids)) == (True, [2])
+
+
+# What is shown.
+
+
+async def shown(replica: Replica, viewer_id: int, *rows: tuple[int, int, int]) -> list[post_pb2.Post]:
+    item = pb.BatchGetAddedPostsRequest.Item(user_id=viewer_id, members=members.pack(rows))
+    [answer] = (await replica.stub.BatchGetAddedPosts(pb.BatchGetAddedPostsRequest(items=[item]))).items
+    assert [post.post_id for post in answer.page.posts] == list(answer.post_ids)
+    return list(answer.page.posts)
+
+
+async def test_what_was_told_is_shown_as_it_is_by_then_and_only_if_it_may_be(scene: Scene) -> None:
+    replica, world = await scene.replica(), scene.world
+    ann, bob, eve = scene.people
+    post_id = await scene.write(BOB)
+    told = (post_id, bob, post_id)
+
+    async def seen() -> bool:
+        return bool(await shown(replica, ann, told))
+
+    [post] = await shown(replica, ann, told)
+    assert (post.content, post.likes) == ("words", 0)
+    await world.like(eve, post_id)
+    assert [post.likes for post in await shown(replica, ann, told)] == [1]
+    assert not await shown(replica, eve, told)
+    assert await shown(replica, bob, told)
+    for hide, back in (
+        (world.mute(ann, bob), world.unmute(ann, bob)),
+        (world.unfollow(ann, bob), world.follow(ann, bob)),
+    ):
+        await hide
+        assert not await seen()
+        await back
+        assert await seen()
+    await world.block(bob, ann)
+    assert not await seen()
+    await world.unblock(bob, ann)
+    await world.follow(ann, bob)
+    assert await seen()
+    await world.delete(bob, post_id)
+    assert not await seen()
+    assert await shown(replica, 99, told) == []
+
+
+async def test_a_share_is_shown_as_its_original_while_it_is_shared(scene: Scene) -> None:
+    replica, world = await scene.replica(), scene.world
+    ann, bob, eve = scene.people
+    original = await scene.write(EVE)
+    share = int(await world.share(bob, original))
+    told = (share, bob, original)
+    [post] = await shown(replica, ann, told)
+    assert (post.post_id, [sharer.user_id for sharer in post.shared_by]) == (original, [bob])
+    await world.mute(ann, eve)
+    assert not await shown(replica, ann, told)
+    await world.unmute(ann, eve)
+    assert await shown(replica, ann, told)
+    await world.delete(bob, share)
+    assert not await shown(replica, ann, told)
+
+
+async def test_each_item_is_its_viewers_own(scene: Scene) -> None:
+    replica = await scene.replica()
+    ann, bob, eve = scene.people
+    posts = [await scene.write(BOB), await scene.write(EVE), await scene.write(BOB, followers_only=True)]
+    rows: Sequence[tuple[int, int, int]] = [
+        (posts[0], bob, posts[0]),
+        (posts[1], eve, posts[1]),
+        (posts[2], bob, posts[2]),
+    ]
+    request = pb.BatchGetAddedPostsRequest(
+        items=[
+            pb.BatchGetAddedPostsRequest.Item(user_id=user_id, members=members.pack(rows))
+            for user_id in (ann, bob, eve, 99, ann)
+        ]
+    )
+    answers = (await replica.stub.BatchGetAddedPosts(request)).items
+    of_ann = [posts[0], posts[2]]
+    assert [list(answer.post_ids) for answer in answers] == [of_ann, of_ann, [posts[1]], [], of_ann]
