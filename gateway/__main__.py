@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import NoReturn
@@ -10,6 +11,7 @@ from gateway import openapi, server
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
+from gateway.live import Hub, LiveEvents
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, config, process
@@ -24,17 +26,20 @@ async def serve(settings: Settings, running: process.Process) -> None:
         name: client.connect(getattr(settings, f"{name}_target"), *contract.services_by_name.values())
         for name, contract in CONTRACTS.items()
     }
-    routes = of_contracts()
+    routes, hub = of_contracts(), Hub(channels["timeline"])
     app = App(
         [(route, route.call(channels[route.service])) for route in routes],
         pages(
             openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
         ),
+        LiveEvents(hub),
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )
     log.warning("local mode: every request is believed about who is acting; only this machine can reach the gateway")
-    await server.serve(app, listener, running.stopping)
+    live = asyncio.create_task(hub.run())
+    await server.serve(app, listener, running.stopping, hub.drain)
+    live.cancel()
     for channel in channels.values():
         await channel.close()
 

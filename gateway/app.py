@@ -33,6 +33,7 @@ from gateway.exchange import (
     respond,
     unless_gone,
 )
+from gateway.live import PATH, LiveEvents
 from gateway.pages import Page
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
@@ -55,6 +56,7 @@ class App:
         self,
         routes: Iterable[tuple[Route, Call | Stream]],
         pages: Mapping[str, Page],
+        live: LiveEvents | None = None,
         *,
         timeout_s: float,
         max_requests: int,
@@ -64,7 +66,10 @@ class App:
         Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
         """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
-        self._table = Table([*entries, *((path, "GET", page) for path, page in pages.items())])
+        entries += [(path, "GET", page) for path, page in pages.items()]
+        if live is not None:
+            entries.append((PATH, "GET", live))
+        self._table = Table(entries)
         self._timeout_s = timeout_s
         self._max_requests = max_requests
         self._under_way = 0
@@ -111,6 +116,8 @@ class App:
             if isinstance(target, tuple):
                 route, call = target
                 return template, await self._serve(route, call, path, request, send)
+            if isinstance(target, LiveEvents):
+                return template, await target(request, send)
             return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
         except Error as error:
             log.log(severity(error), "%s %s: %s: %s", request.method, template, error.reason, error.message)

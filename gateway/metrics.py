@@ -22,6 +22,8 @@ SECONDS = Histogram(
     ["route", "method"],
     buckets=LATENCY_BUCKETS_S,
 )
+LIVE_SUBSCRIBERS = Gauge("feedmesh_live_subscribers", "Live connections.")
+LIVE_EVENTS = Counter("feedmesh_live_events_total", "Events that were told live connections, by kind.", ["event"])
 UNDER_WAY = Gauge("http_server_active_requests", "API requests under way.")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -370,8 +370,13 @@ def name(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def serve(app: App, listener: socket.socket, stopping: asyncio.Event) -> None:
-    """Serves until `stopping`; then accepts nothing more and gives requests under way 5 s to end."""
+async def serve(
+    app: App, listener: socket.socket, stopping: asyncio.Event, drain: Callable[[], None] | None = None
+) -> None:
+    """Serves until `stopping`; then accepts nothing more and gives requests under way 5 s to end.
+
+    `drain` is called as soon as it is to end, for those that would go on for ever.
+    """
     protocol: Any = BoundedProtocol
     settings = uvicorn.Config(
         app,
@@ -391,6 +396,8 @@ async def serve(app: App, listener: socket.socket, stopping: asyncio.Event) -> N
     async def stop() -> None:
         await stopping.wait()
         log.info("draining")
+        if drain is not None:
+            drain()
         server.should_exit = True
 
     stopper = asyncio.create_task(stop())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,23 +198,13 @@ class Watches:
             if each.token not in known:
                 known[each.token] = self._news.since(each.token) if each.token else None
             items = known[each.token]
-            if items is None:
-                self._greet(watcher, settled, new=not each.token)
-            else:
-                self._catch_up(watcher, items)
+            greeting = Event(watcher_ids=[watcher.number], token=settled if items is None else each.token)
+            (greeting.gap if each.token and items is None else greeting.here).SetInParent()
+            stream.put(greeting)
+            for item in self._news.since(settled) or () if items is None else items:
+                if watcher.reads(item.author_id):
+                    stream.put(told(item, [watcher.number]))
             self._enter(watcher)
-
-    def _greet(self, watcher: Watcher, settled: bytes, *, new: bool) -> None:
-        """Tells a watcher where it begins, and what came in since."""
-        event = Event(watcher_ids=[watcher.number], token=settled)
-        (event.here if new else event.gap).SetInParent()
-        watcher.stream.put(event)
-        self._catch_up(watcher, self._news.since(settled) or [])
-
-    def _catch_up(self, watcher: Watcher, items: Iterable[Item]) -> None:
-        for item in items:
-            if watcher.reads(item.author_id):
-                watcher.stream.put(told(item, [watcher.number]))
 
     def _tell(self, items: Sequence[Item]) -> None:
         """Tells what is new to those whom it concerns."""

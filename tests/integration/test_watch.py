@@ -222,6 +222,8 @@ async def test_from_any_token_on_all_comes_once_at_any_replica(scene: Scene, num
     for at, token in enumerate(tokens):
         again = await scene.call(other)
         again.begin((7, scene.people[ANN], token))
+        here = await again.next()
+        assert (here.HasField("here"), here.token, list(here.watcher_ids)) == (True, token, [7])
         await again.posts(*told[at:])
     new = await scene.write(BOB)
     await other.look()

@@ -82,6 +82,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_BLOCK_LIMIT: the person already blocks as many people as one may, 10,000."""
     ERROR_REASON_MUTE_LIMIT: _ErrorReason.ValueType  # 24
     """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
+    ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 25
+    """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -142,4 +144,6 @@ ERROR_REASON_BLOCK_LIMIT: ErrorReason.ValueType  # 23
 """ERROR_REASON_BLOCK_LIMIT: the person already blocks as many people as one may, 10,000."""
 ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
 """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
+ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 25
+"""ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -329,9 +329,9 @@ class WatchFeedResponse(_message.Message):
 
     @_typing.final
     class Here(_message.Message):
-        """Here says where watchers are: all up to the token was told them. It is the first that a watcher without a token is
-        told, and comes to all of a stream (then watcher_ids is empty) once a second. A feed that is read after the first one
-        has all that came before; and perhaps some of what is told after it.
+        """Here says where watchers are: all up to the token was told them. It is the first that a watcher is told, unless that
+        is a gap, and comes to all of a stream (then watcher_ids is empty) once a second. A feed that is read after the first
+        one of a watcher without a token has all that came before; and perhaps some of what is told after it.
         """
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -570,6 +570,37 @@ class BatchGetAddedPostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchGetAddedPostsResponse: _TypeAlias = BatchGetAddedPostsResponse  # noqa: Y015
+
+@_typing.final
+class LiveEventsRequest(_message.Message):
+    """LiveEventsRequest asks the gateway, by GET /live/events, for what comes into a home feed as it comes: Server-Sent Events
+    `post_added` {type, token, post}, `post_removed` {type, token, post_id} and `gap` {type, token, reload}. After a gap
+    the feed is to be read again, and posts may come that it has already.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose feed, and who reads it."""
+    last_event_id: _builtins.str
+    """last_event_id is the id of the last event that came, so that what follows it comes; "" begins now: a feed that is
+    read after the first event has all that came before.
+    """
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        last_event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_event_id", b"last_event_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveEventsRequest: _TypeAlias = LiveEventsRequest  # noqa: Y015
 
 @_typing.final
 class ExplainPostRequest(_message.Message):

@@ -1,0 +1,329 @@
+"""Live updates: the home feeds of all this gateway's clients over one stream of the timeline service.
+
+    client ◄── Server-Sent Events ── Subscriber ◄── Hub ◄── one WatchFeed stream ── a timeline replica
+                                        │
+                                        └── when its client takes more: BatchGetAddedPosts, together with others'
+
+A subscriber holds ids until its client takes them; only then posts are read, as they are and if they may be seen by
+then. Each event has a token. Whoever comes back with the last one (`Last-Event-ID`), to any gateway, goes on there;
+likewise the hub itself, subscriber by subscriber, when its stream breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import itertools
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from feedmesh.post.v1 import post_pb2
+from feedmesh.timeline.v1 import timeline_pb2 as pb
+from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
+from gateway import metrics
+from gateway.encode import Known
+from gateway.exchange import Request, Send, Sent, unless_gone
+from gateway.transcode import Transcoder
+from runtime import client, context, errors, wire
+from runtime.coalesce import Coalescer
+
+if TYPE_CHECKING:
+    from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+PATH = "/live/events"
+MEDIA_TYPE = b"text/event-stream"
+PING_S = 15.0
+"""After how long without an event a client hears that it is still connected."""
+MAX_SUBSCRIBERS, MAX_OF_USER = 20_000, 20
+MAX_WAITING = 200
+"""Events that wait for a client to take them; with more it is told of a gap instead."""
+SHOWN = 20
+"""Posts that one client is shown at once."""
+BATCH = 64
+BEGUN = 1_000
+"""Watchers that one message begins or ends."""
+AGAIN_S = (0.05, 0.5)
+"""How long to wait before a stream that broke is opened again."""
+RECONNECT_MS = (500, 5_000)
+"""How long clients wait before they come back: each another time within these, so that not all come at once."""
+GREETING_S = 5.0
+"""How long a client waits for the mesh to begin telling it."""
+
+Added = wire.closed(pb.BatchGetAddedPostsResponse.DESCRIPTOR, [post_pb2.Post.DESCRIPTOR])
+HEADERS = [
+    (b"content-type", MEDIA_TYPE),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Told(NamedTuple):
+    """An event that waits for a client to take it."""
+
+    kind: str
+    """As in the contract: here, gap, added, removed, refused."""
+    token: bytes
+    member: bytes = b""
+    """Of what was added."""
+    post_id: int = 0
+    """Of what was removed."""
+
+
+class Subscriber:
+    """One client's events."""
+
+    def __init__(self, number: int, user_id: int, token: bytes) -> None:
+        self.number = number
+        self.user_id = user_id
+        self.token = token
+        """Where it goes on: all up to there waits here or was taken."""
+        self.begun = False
+        """Whether the stream of now tells it."""
+        self.greeted = False
+        """Whether any ever did."""
+        self.gone = False
+        self._taken = token
+        self._waiting: deque[Told] = deque()
+        self._ready = asyncio.Event()
+
+    def put(self, told: Told) -> None:
+        """An event. Where too many wait, they are given up for a gap."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.clear()
+            told = Told("gap", told.token)
+            metrics.LIVE_EVENTS.labels("gap").inc()
+        self._waiting.append(told)
+        self.token = told.token or self.token
+        self._ready.set()
+
+    def pass_on(self, token: bytes) -> None:
+        """Nothing came up to this token."""
+        if self.begun:
+            if not self._waiting:
+                self._taken = token
+            self.token = token
+
+    def wake(self) -> None:
+        """Ends a wait for events."""
+        self._ready.set()
+
+    async def take(self) -> list[Told]:
+        """The next events, at most SHOWN, once there are any; after PING_S without one that it is here; none when it
+        is woken."""
+        if not self._waiting:
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(PING_S):
+                    await self._ready.wait()
+            except TimeoutError:
+                return [Told("here", self._taken)]
+        some = [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
+        if some:
+            self._taken = some[-1].token
+        return some
+
+
+class Hub:
+    """All subscribers of this gateway, and the stream that they share."""
+
+    def __init__(self, channel: client.Channel) -> None:
+        stub: TimelineServiceAsyncStub = TimelineServiceStub(channel)
+        self._watch: Any = stub.WatchFeed
+        self._get_added = client.read_by(stub.BatchGetAddedPosts, Added.FromString)
+        self._show = Coalescer("added_posts", self._show_many, max_weight=BATCH)
+        self._json = Known(post_pb2.Post.DESCRIPTOR)
+        self._numbers = itertools.count(1)
+        self._subscribers: dict[int, Subscriber] = {}
+        self._of_user: Counter[int] = Counter()
+        self._changes: asyncio.Queue[Subscriber] = asyncio.Queue()
+        self._some = asyncio.Event()
+        self._draining = False
+        metrics.LIVE_SUBSCRIBERS.set_function(lambda: len(self._subscribers))
+
+    def join(self, user_id: int, token: bytes) -> Subscriber:
+        """A new subscriber, with the last token that it was told or b"". Raises Unavailable, Error (TOO_MANY_STREAMS).
+
+        Whoever joins leaves.
+        """
+        if self._draining or len(self._subscribers) >= MAX_SUBSCRIBERS:
+            raise errors.Unavailable("this gateway takes no more live connections")
+        if self._of_user[user_id] >= MAX_OF_USER:
+            raise errors.Error("TOO_MANY_STREAMS", f"one may have {MAX_OF_USER} live connections")
+        self._of_user[user_id] += 1
+        subscriber = Subscriber(next(self._numbers), user_id, token)
+        self._subscribers[subscriber.number] = subscriber
+        self._changes.put_nowait(subscriber)
+        self._some.set()
+        return subscriber
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Ends a subscriber."""
+        subscriber.gone = True
+        if self._subscribers.pop(subscriber.number, None) is not None:
+            self._of_user[subscriber.user_id] -= 1
+            if not self._of_user[subscriber.user_id]:
+                del self._of_user[subscriber.user_id]
+            self._changes.put_nowait(subscriber)
+        if not self._subscribers:
+            self._some.clear()
+
+    def drain(self) -> None:
+        """Lets all clients go, to come back elsewhere: each at a time of its own (RECONNECT_MS)."""
+        self._draining = True
+        for subscriber in self._subscribers.values():
+            subscriber.wake()
+
+    async def run(self) -> None:
+        """Keeps a stream open while there are subscribers, until it is cancelled."""
+        while True:
+            await self._some.wait()
+            self._changes = asyncio.Queue()
+            for subscriber in self._subscribers.values():
+                subscriber.begun = False
+                self._changes.put_nowait(subscriber)
+            stream = self._watch(self._requests(self._changes))
+            try:
+                async with aclosing(stream):
+                    async for event in stream:
+                        self._heed(event)
+                        if not self._subscribers:
+                            break
+            except errors.Error as error:
+                log.debug("the stream of live updates broke: %s", error.message)
+            await asyncio.sleep(random.uniform(*AGAIN_S))  # noqa: S311 - so that not all gateways come at once
+
+    async def _requests(self, changes: asyncio.Queue[Subscriber]) -> AsyncIterator[pb.WatchFeedRequest]:
+        while True:
+            some = [await changes.get()]
+            while len(some) < BEGUN and not changes.empty():
+                some.append(changes.get_nowait())
+            request = pb.WatchFeedRequest()
+            for each in some:
+                if each.gone:
+                    request.end.append(each.number)
+                else:
+                    request.begin.add(watcher_id=each.number, user_id=each.user_id, token=each.token)
+            yield request
+
+    def _heed(self, event: pb.WatchFeedResponse) -> None:
+        kind = event.WhichOneof("event") or "here"
+        if kind == "here" and not event.watcher_ids:
+            for subscriber in self._subscribers.values():
+                subscriber.pass_on(event.token)
+            return
+        told = Told(kind, event.token, event.added.member, event.removed.post_id)
+        metrics.LIVE_EVENTS.labels(kind).inc(len(event.watcher_ids))
+        for number in event.watcher_ids:
+            one = self._subscribers.get(number)
+            if one is not None:
+                # When it goes on by another stream, its client need not know.
+                if kind != "here" or not one.greeted:
+                    one.put(told)
+                one.begun = one.greeted = True
+
+    async def events(self, subscriber: Subscriber) -> AsyncGenerator[bytes, None]:
+        """What a client is told, as Server-Sent Events, until this gateway is to end.
+
+        Raises NotFound (USER_NOT_FOUND), Unavailable.
+        """
+        while not self._draining:
+            some = await subscriber.take()
+            members = [told.member for told in some if told.kind == "added"]
+            shown = await self._show((subscriber.user_id, members)) if members else {}
+            for told in some:
+                token = base64.urlsafe_b64encode(told.token).rstrip(b"=")
+                if told.kind == "refused":
+                    raise errors.NotFound("USER_NOT_FOUND", f"there is no user {subscriber.user_id}")
+                if told.kind == "added":
+                    original_id = int.from_bytes(told.member[14:], "big")
+                    if (post := shown.get(original_id)) is not None:
+                        yield event_of(token, "post_added", post=post)
+                elif told.kind == "removed":
+                    yield event_of(token, "post_removed", post_id=told.post_id)
+                elif told.kind == "gap":
+                    yield event_of(token, "gap", reload=["feed"])
+                else:
+                    yield b"id: %b\n\n" % token
+
+    async def _show_many(self, items: Sequence[tuple[int, list[bytes]]]) -> list[dict[int, orjson.Fragment]]:
+        """The posts of each subscriber's members that may be seen, as JSON, by id."""
+        request = pb.BatchGetAddedPostsRequest()
+        for user_id, members in items:
+            request.items.add(user_id=user_id, members=b"".join(members))
+        answer = await self._get_added(request)
+        return [
+            {post_id: self._json[post] for post_id, post in zip(item.post_ids, item.page.posts, strict=True)}
+            for item in answer.items
+        ]
+
+
+class LiveEvents:
+    """`GET /live/events?user_id=`: a stream of Server-Sent Events."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._transcoder = Transcoder(pb.LiveEventsRequest.DESCRIPTOR, (), has_body=False)
+
+    async def __call__(self, request: Request, send: Send) -> Sent:
+        """Answers until the client leaves or this gateway ends. Raises what goes wrong before the first event."""
+        asked: Any = self._transcoder({}, request.query, request.all_headers)
+        await request.body.skip()
+        subscriber = self._hub.join(asked.user_id, token_of(asked.last_event_id))
+        context.deadline.set(None)
+        try:
+            return await unless_gone(self._stream(subscriber, request, send), request.client)
+        finally:
+            self._hub.leave(subscriber)
+
+    async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
+        async with aclosing(self._hub.events(subscriber)) as events:
+            try:
+                async with asyncio.timeout(GREETING_S):
+                    event = await anext(events, None)
+            except TimeoutError:
+                event = None
+            if event is None:
+                raise errors.Unavailable("the mesh tells nothing now")
+            headers = [*HEADERS, (b"x-request-id", request.id.encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            try:
+                if not request.is_head:
+                    await self._send(send, b"retry: %d\n" % random.randint(*RECONNECT_MS) + event)  # noqa: S311
+                    async for event in events:
+                        await self._send(send, event)
+            except errors.Error as error:
+                # The client comes back with the last token that it has.
+                log.debug("live updates break off: %s", error.message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return Sent(200, whole=True)
+
+    async def _send(self, send: Send, event: bytes) -> None:
+        # Waits while the client takes nothing; for how long, the server bounds.
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+def event_of(token: bytes, kind: str, **said: Any) -> bytes:
+    """One event as Server-Sent Events have it."""
+    data = orjson.dumps({"type": kind, "token": token.decode(), **said})
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (token, kind.encode(), data)
+
+
+def token_of(text: str) -> bytes:
+    """The token that a client sends back; one that is none counts as unknown, which is a gap."""
+    if not text:
+        return b""
+    try:
+        token = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return b"?"
+    return token if 0 < len(token) <= 64 else b"?"
