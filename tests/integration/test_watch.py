@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import pytest_asyncio
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_TimelineServiceServicer_to_server
+from gateway import live
+from gateway.live import Hub, Subscriber
 from launch.valkey import Running as Valkey
 from runtime import client, errors, members
 from services.timeline import news, watch
@@ -39,6 +42,7 @@ class Replica:
 
     news: News
     watches: Watches
+    channel: client.Channel
     stub: TimelineServiceAsyncStub
 
     async def look(self) -> None:
@@ -126,7 +130,7 @@ class Scene:
             serving(lambda server: add_TimelineServiceServicer_to_server(servicer, server), services=(SERVICE,))
         )
         channel = await self.stack.enter_async_context(client.connect(served.target, SERVICE))
-        replica = Replica(heard, watches, TimelineServiceStub(channel))
+        replica = Replica(heard, watches, channel, TimelineServiceStub(channel))
         await replica.look()
         return replica
 
@@ -440,3 +444,150 @@ async def test_each_item_is_its_viewers_own(scene: Scene) -> None:
     answers = (await replica.stub.BatchGetAddedPosts(request)).items
     of_ann = [posts[0], posts[2]]
     assert [list(answer.post_ids) for answer in answers] == [of_ann, of_ann, [posts[1]], [], of_ann]
+
+
+# The gateway's end.
+
+
+@dataclass
+class Edge:
+    """A gateway's hub on a replica."""
+
+    scene: Scene
+    replica: Replica
+    hub: Hub
+
+    async def subscribe(self, person: int, token: bytes = b"") -> Subscriber:
+        """A client that has begun."""
+        subscriber = self.hub.join(self.scene.people[person], token)
+        async with asyncio.timeout(PATIENCE_S):
+            while not subscriber.begun:
+                await asyncio.sleep(0.01)
+        await self.replica.look()
+        return subscriber
+
+    async def told(self, *subscribers: Subscriber) -> None:
+        """Waits until all that happened has come to the subscribers."""
+        await self.replica.look()
+        here = self.replica.news.here
+        async with asyncio.timeout(PATIENCE_S):
+            while any(each.token != here for each in subscribers):
+                await self.replica.watches.say_where()
+                await asyncio.sleep(0.02)
+
+    async def take(self, subscriber: Subscriber) -> list[tuple[str, int]]:
+        """What a client is told that takes what is there: kinds and posts."""
+        found = []
+        async with aclosing(self.hub.events(subscriber)) as events:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_S):
+                    async for event in events:
+                        fields = dict(line.split(b": ", 1) for line in event.splitlines() if line)
+                        if b"data" in fields:
+                            said = json.loads(fields[b"data"])
+                            assert said["token"].encode() == fields[b"id"]
+                            post_id = said["post"]["post_id"] if "post" in said else said.get("post_id", 0)
+                            found.append((said["type"], post_id))
+        return found
+
+
+@pytest_asyncio.fixture
+async def edge(scene: Scene) -> AsyncIterator[Edge]:
+    """A hub that runs."""
+    replica = await scene.replica()
+    hub = Hub(replica.channel)
+    task = asyncio.create_task(hub.run())
+    yield Edge(scene, replica, hub)
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+async def test_a_client_is_told_what_comes_and_goes_on_from_its_token(edge: Edge) -> None:
+    first = await edge.subscribe(ANN)
+    one = await edge.scene.write(BOB)
+    await edge.told(first)
+    assert await edge.take(first) == [("post_added", one)]
+    token = first.token
+    edge.hub.leave(first)
+    two = await edge.scene.write(BOB)
+    await edge.scene.world.delete(edge.scene.people[BOB], two)
+    three = await edge.scene.write(BOB)
+    again = await edge.subscribe(ANN, token)
+    await edge.told(again)
+    # Events of several partitions come in any order; what is gone by now is not shown.
+    assert sorted(await edge.take(again)) == [("post_added", three), ("post_removed", two)]
+
+
+async def test_what_waits_for_a_client_is_not_shown_once_it_is_hidden(edge: Edge) -> None:
+    ann, bob, _ = edge.scene.people
+    subscriber = await edge.subscribe(ANN)
+    kept, gone = await edge.scene.write(BOB), await edge.scene.write(BOB)
+    await edge.told(subscriber)
+    await edge.scene.world.delete(bob, gone)
+    assert await edge.take(subscriber) == [("post_added", kept)]
+    await edge.scene.write(BOB)
+    await edge.told(subscriber)
+    await edge.scene.world.block(bob, ann)
+    assert [kind for kind, _ in await edge.take(subscriber) if kind != "post_removed"] == []
+
+
+async def test_who_takes_too_little_is_told_of_a_gap(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_WAITING", 3)
+    slow, other = await edge.subscribe(ANN), await edge.subscribe(ANN)
+    assert await edge.take(other) == []
+    posts = [await edge.scene.write(BOB) for _ in range(6)]
+    await edge.told(slow, other)
+    found = await edge.take(slow)
+    assert found[0] == ("gap", 0)
+    assert len(found) < len(posts)
+    post_id = await edge.scene.write(BOB)
+    await edge.told(slow)
+    assert await edge.take(slow) == [("post_added", post_id)]
+
+
+async def test_one_person_has_so_many_connections_at_the_most(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_OF_USER", 2)
+    monkeypatch.setattr(live, "MAX_SUBSCRIBERS", 3)
+    ann, bob, eve = edge.scene.people
+    first, _ = edge.hub.join(ann, b""), edge.hub.join(ann, b"")
+    with pytest.raises(errors.Error) as refused:
+        edge.hub.join(ann, b"")
+    assert refused.value.reason == "TOO_MANY_STREAMS"
+    edge.hub.join(bob, b"")
+    with pytest.raises(errors.Unavailable):
+        edge.hub.join(eve, b"")
+    edge.hub.leave(first)
+    edge.hub.leave(first)
+    edge.hub.join(ann, b"")
+
+
+async def test_a_feed_of_nobody_and_a_token_that_is_none(edge: Edge) -> None:
+    nobody = edge.hub.join(99, b"")
+    with pytest.raises(errors.NotFound):
+        await edge.take(nobody)
+    for text in ("!", "a", "\u00e9", "A" * 200, "-_-_"):
+        subscriber = await edge.subscribe(ANN, live.token_of(text))
+        assert await edge.take(subscriber) == [("gap", 0)]
+        edge.hub.leave(subscriber)
+    assert live.token_of("") == b""
+
+
+async def test_a_hub_that_drains_lets_everybody_go_and_takes_nobody(edge: Edge) -> None:
+    subscriber = await edge.subscribe(ANN)
+    taking = asyncio.create_task(edge.take(subscriber))
+    edge.hub.drain()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await taking == []
+    with pytest.raises(errors.Unavailable):
+        edge.hub.join(edge.scene.people[BOB], b"")
+
+
+async def test_without_clients_there_is_no_stream(edge: Edge) -> None:
+    subscriber = await edge.subscribe(ANN)
+    assert edge.replica.news.tell is not None
+    edge.hub.leave(subscriber)
+    async with asyncio.timeout(PATIENCE_S):
+        while edge.replica.news.tell is not None:
+            await edge.replica.watches.say_where()
+            await asyncio.sleep(0.02)
+    await edge.subscribe(ANN)

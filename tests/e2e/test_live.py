@@ -1,0 +1,167 @@
+"""Live updates through a whole mesh: whatever is killed, everybody is told each post once, or told to read the feed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.e2e import mesh as meshes
+from tests.e2e.mesh import Mesh
+from tests.e2e.test_crashes import eventually_user, post_with_retries, started_again, wait_for, wait_for_ready
+
+READERS, AUTHORS, FOLLOWED = 30, 10, 4
+PAUSE_S = 0.05
+BEFORE, AFTER = 20, 40
+"""Posts written before something is killed, and after."""
+
+
+@pytest_asyncio.fixture(scope="module")
+async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """A mesh to break."""
+    with meshes.running(tmp_path_factory.mktemp("live")) as own:
+        yield own
+        await own.http.aclose()
+
+
+@dataclass
+class Reader:
+    """A client that is told, and comes back with its last token."""
+
+    mesh: Mesh
+    user_id: int
+    told: list[int] = field(default_factory=list)
+    """Since the last gap, or the beginning."""
+    seen: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    gaps: int = 0
+    connections: int = 0
+    last: str = ""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Reads until it is cancelled."""
+        while True:
+            with suppress(httpx.HTTPError):
+                headers = {"Last-Event-ID": self.last} if self.last else {}
+                async with self.mesh.http.stream(
+                    "GET", "/live/events", params={"user_id": self.user_id}, headers=headers, timeout=30
+                ) as response:
+                    if response.status_code == 200:
+                        self.connections += 1
+                        await self._read(response)
+            await asyncio.sleep(0.1)
+
+    async def _read(self, response: httpx.Response) -> None:
+        said: dict[str, str] = {}
+        async for line in response.aiter_lines():
+            if line:
+                name, _, value = line.partition(": ")
+                said[name] = value
+                continue
+            await self._heed(said)
+            said = {}
+
+    async def _heed(self, said: dict[str, str]) -> None:
+        event = json.loads(said.get("data", "{}"))
+        if event.get("type") == "post_added":
+            post_id = event["post"]["post_id"]
+            assert post_id not in self.told, "a post was told twice"
+            self.told.append(post_id)
+            self.seen.add(post_id)
+        elif event.get("type") == "post_removed":
+            self.removed.add(event["post_id"])
+        elif event.get("type") == "gap":
+            assert event["reload"] == ["feed"]
+            self.gaps += 1
+            self.told.clear()
+            await self._reload()
+        elif not self.last:
+            await self._reload()
+        self.last = said.get("id", self.last)
+        self.ready.set()
+
+    async def _reload(self) -> None:
+        while True:
+            with suppress(httpx.HTTPError, AssertionError):
+                posts = await self.mesh.scroll("/feed", itertools.cycle([100]), user_id=self.user_id, order="latest")
+                self.seen.update(post["post_id"] for post in posts)
+                return
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", ["services.timeline", "gateway", "valkey-server"])
+async def test_every_post_is_told_once_though_something_is_killed(fragile: Mesh, victim: str) -> None:
+    await wait_for_ready(fragile)
+    name = victim.replace(".", "-")
+    authors = [await eventually_user(fragile, f"live-{name}-author-{n}") for n in range(AUTHORS)]
+    readers = [Reader(fragile, await fragile.user(f"live-{name}-{n}")) for n in range(READERS)]
+    wanted: dict[int, set[int]] = {reader.user_id: set() for reader in readers}
+    followers: dict[int, list[int]] = {author: [] for author in authors}
+    for number, reader in enumerate(readers):
+        for author in (authors[(number + n) % AUTHORS] for n in range(FOLLOWED)):
+            await fragile.post("/follow", {"follower_id": reader.user_id, "following_id": author})
+            followers[author].append(reader.user_id)
+    running = [asyncio.create_task(reader.run()) for reader in readers]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(reader.ready.wait() for reader in readers))
+
+    async def write(number: int) -> None:
+        author = authors[number % AUTHORS]
+        post_id = await post_with_retries(fragile, author, f"{name}/{number}")
+        for follower in followers[author]:
+            wanted[follower].add(post_id)
+
+    for number in range(BEFORE):
+        await write(number)
+    pid = fragile.pids()[victim]
+    os.kill(pid, signal.SIGKILL)
+    for number in range(BEFORE, BEFORE + AFTER):
+        await write(number)
+        await asyncio.sleep(PAUSE_S)
+    await wait_for(partial(started_again, fragile, victim, pid), f"{victim} to be started again")
+    await wait_for(
+        lambda: (
+            all(reader.seen == wanted[reader.user_id] for reader in readers) or any(task.done() for task in running)
+        ),
+        "everybody to be told everything",
+    )
+    for task in running:
+        assert not task.done(), task.result()
+        task.cancel()
+    assert all(reader.connections > 1 for reader in readers) == (victim == "gateway")
+    if victim != "valkey-server":
+        assert not any(reader.gaps for reader in readers)
+        assert all(set(reader.told) == wanted[reader.user_id] for reader in readers)
+
+
+async def test_who_may_not_see_is_not_told_and_who_deletes_takes_back(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+    author, reader_id, blocked_id = [await eventually_user(fragile, f"live-{who}") for who in ("ann", "bob", "eve")]
+    readers = [Reader(fragile, user_id) for user_id in (reader_id, blocked_id)]
+    for reader in readers:
+        await fragile.post("/follow", {"follower_id": reader.user_id, "following_id": author})
+    running = [asyncio.create_task(reader.run()) for reader in readers]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(reader.ready.wait() for reader in readers))
+    first = (await fragile.post("/posts", {"user_id": author, "content": "one"}, 201))["post_id"]
+    await wait_for(lambda: all(reader.told == [first] for reader in readers), "both to be told")
+    await fragile.post("/block", {"user_id": author, "target_id": blocked_id})
+    second = (await fragile.post("/posts", {"user_id": author, "content": "two"}, 201))["post_id"]
+    await wait_for(lambda: readers[0].told == [first, second], "the other to be told")
+    await fragile.http.delete(f"/posts/{second}", params={"user_id": author})
+    await wait_for(lambda: readers[0].removed == {second}, "the deletion to be told")
+    assert readers[1].told == [first]
+    for task in running:
+        assert not task.done(), task.result()
+        task.cancel()
