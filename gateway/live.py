@@ -92,7 +92,6 @@ class Subscriber:
         self.greeted = False
         """Whether any ever did."""
         self.gone = False
-        self._taken = token
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
@@ -109,8 +108,6 @@ class Subscriber:
     def pass_on(self, token: bytes) -> None:
         """Nothing came up to this token."""
         if self.begun:
-            if not self._waiting:
-                self._taken = token
             self.token = token
 
     def wake(self) -> None:
@@ -126,11 +123,8 @@ class Subscriber:
                 async with asyncio.timeout(PING_S):
                     await self._ready.wait()
             except TimeoutError:
-                return [Told("here", self._taken)]
-        some = [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
-        if some:
-            self._taken = some[-1].token
-        return some
+                return [Told("here", self.token)]
+        return [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
 
 
 class Hub:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -207,6 +208,16 @@ async def test_entries_are_numbered_as_the_stream_took_them(client: Redis) -> No
     await client.xtrim(KEYS[2], maxlen=1, approximate=False)
     with pytest.raises(tail.Gap):
         await tail.read(client, position)
+
+
+def test_what_comes_between_the_two_commands_hides_no_trimming() -> None:
+    place, end = tail.Place(b"5-0", 5), tail.Place(b"7-0", 7)
+    entries: list[list[Any]] = [[entry_id, []] for entry_id in (b"6-0", b"7-0", b"8-0")]
+    assert tail.advance(place, end, entries) == tail.Place(b"8-0", 8)
+    assert tail.advance(place, end, entries[:2]) == end
+    # One was trimmed, one came: as many as there should be, and not the same.
+    with pytest.raises(tail.Gap):
+        tail.advance(place, end, entries[1:])
 
 
 async def test_an_entry_that_was_published_before_says_so(client: Redis) -> None:
