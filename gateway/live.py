@@ -194,6 +194,8 @@ class Hub:
                             break
             except errors.Error as error:
                 log.debug("the stream of live updates broke: %s", error.message)
+            except Exception:
+                log.exception("live updates failed, and are begun again")
             await asyncio.sleep(random.uniform(*AGAIN_S))  # noqa: S311 - so that not all gateways come at once
 
     async def _requests(self, changes: asyncio.Queue[Subscriber]) -> AsyncIterator[pb.WatchFeedRequest]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import metadata, resources
 from typing import Any
@@ -17,8 +17,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.error.v1 import error_pb2
+from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
 from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
+from gateway.live import MEDIA_TYPE, PATH
 from gateway.routes import CONTRACTS, LINES, Route
 from gateway.transcode import INTEGERS
 
@@ -84,6 +86,7 @@ def document(routes: Iterable[Route]) -> bytes:
     paths: dict[str, Schema] = {}
     for route in sorted(routes, key=lambda route: route.template):
         paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas)
+    paths[PATH] = {"get": live(schemas)}
     for path, (summary, properties) in SERVED.items():
         paths[path] = {"get": served(path, summary, properties)}
     return orjson.dumps(
@@ -186,16 +189,50 @@ def responses(route: Route, text: str, example: Schema | None, schemas: Schemas)
         reasons |= {"MALFORMED_JSON", "UNSUPPORTED_MEDIA_TYPE"}
     if route.transcoder.headers:
         reasons |= {"REQUEST_ID_REUSED", "REQUEST_IN_PROGRESS"}
+    return {str(route.status): success} | failures(reasons)
+
+
+def failures(reasons: Collection[str]) -> Schema:
+    """The answers of problems with these reasons."""
     by_status: dict[int, list[str]] = {}
     for reason in problems.STATUS:
         if reason in reasons:
             by_status.setdefault(problems.STATUS[reason].value, []).append(reason)
-    return {str(route.status): success} | {
+    return {
         str(status): {
             "description": "\n\n".join(f"`{reason.lower()}`: {reason_text(reason)}" for reason in by_status[status]),
             "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in sorted(by_status)
+    }
+
+
+def live(schemas: Schemas) -> Schema:
+    """The route of live updates, which no RPC stands behind either."""
+    request = timeline_pb2.LiveEventsRequest.DESCRIPTOR
+    user_id, last_event_id = request.fields
+    return {
+        "operationId": "LiveEvents",
+        "tags": ["timeline"],
+        "summary": "Tells what comes into a person's home feed as it comes",
+        "description": comment(request.full_name),
+        "parameters": [
+            {
+                "name": name,
+                "in": place,
+                "required": field is user_id,
+                "description": comment(field.full_name),
+                "schema": field_schema(field, schemas, sent=False),
+            }
+            for field, name, place in ((user_id, "user_id", "query"), (last_event_id, "Last-Event-ID", "header"))
+        ],
+        "responses": {
+            "200": {
+                "description": "Events, for as long as the client stays and this gateway lives.",
+                "content": {MEDIA_TYPE.decode(): {"schema": {"type": "string"}}},
+            },
+            **failures({"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "UNAVAILABLE", "INTERNAL"}),
+        },
     }
 
 
