@@ -58,6 +58,9 @@ RECONNECT_MS = (500, 5_000)
 GREETING_S = 5.0
 """How long a client waits for the mesh to begin telling it."""
 
+LOST, LOST_S = b"?", 1.0
+"""A token that is none; how long a client that takes too little is told nothing."""
+
 Added = wire.closed(pb.BatchGetAddedPostsResponse.DESCRIPTOR, [post_pb2.Post.DESCRIPTOR])
 HEADERS = [
     (b"content-type", MEDIA_TYPE),
@@ -95,15 +98,15 @@ class Subscriber:
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
-    def put(self, told: Told) -> None:
-        """An event. Where too many wait, they are given up for a gap."""
+    def put(self, told: Told) -> bool:
+        """An event. False where too many wait: then they are given up."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.clear()
-            told = Told("gap", told.token)
-            metrics.LIVE_EVENTS.labels("gap").inc()
+            return False
         self._waiting.append(told)
         self.token = told.token or self.token
         self._ready.set()
+        return True
 
     def pass_on(self, token: bytes) -> None:
         """Nothing came up to this token."""
@@ -139,7 +142,8 @@ class Hub:
         self._numbers = itertools.count(1)
         self._subscribers: dict[int, Subscriber] = {}
         self._of_user: Counter[int] = Counter()
-        self._changes: asyncio.Queue[Subscriber] = asyncio.Queue()
+        # By number: who is to be told, or None where nobody is any more.
+        self._changes: asyncio.Queue[tuple[int, Subscriber | None]] = asyncio.Queue()
         self._some = asyncio.Event()
         self._draining = False
         metrics.LIVE_SUBSCRIBERS.set_function(lambda: len(self._subscribers))
@@ -155,21 +159,39 @@ class Hub:
             raise errors.Error("TOO_MANY_STREAMS", f"one may have {MAX_OF_USER} live connections")
         self._of_user[user_id] += 1
         subscriber = Subscriber(next(self._numbers), user_id, token)
-        self._subscribers[subscriber.number] = subscriber
-        self._changes.put_nowait(subscriber)
-        self._some.set()
+        self._begin(subscriber)
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
         """Ends a subscriber."""
-        subscriber.gone = True
-        if self._subscribers.pop(subscriber.number, None) is not None:
+        if not subscriber.gone:
+            subscriber.gone = True
+            self._end(subscriber)
             self._of_user[subscriber.user_id] -= 1
             if not self._of_user[subscriber.user_id]:
                 del self._of_user[subscriber.user_id]
-            self._changes.put_nowait(subscriber)
         if not self._subscribers:
             self._some.clear()
+
+    def _begin(self, subscriber: Subscriber) -> None:
+        if not subscriber.gone:
+            self._subscribers[subscriber.number] = subscriber
+            self._changes.put_nowait((subscriber.number, subscriber))
+            self._some.set()
+
+    def _end(self, subscriber: Subscriber) -> None:
+        self._changes.put_nowait((subscriber.number, None))
+        self._subscribers.pop(subscriber.number, None)
+
+    def _lose(self, subscriber: Subscriber) -> None:
+        """Begins a subscriber anew that has given up events: with a token of none, so that it is told of a gap.
+
+        Not of one from here: what was told just now may not be in the feed yet that is to be read again. And not at
+        once: as much may come again.
+        """
+        self._end(subscriber)
+        subscriber.number, subscriber.token, subscriber.begun = next(self._numbers), LOST, False
+        asyncio.get_running_loop().call_later(LOST_S, self._begin, subscriber)
 
     def drain(self) -> None:
         """Lets all clients go, to come back elsewhere: each at a time of its own (RECONNECT_MS)."""
@@ -184,7 +206,7 @@ class Hub:
             self._changes = asyncio.Queue()
             for subscriber in self._subscribers.values():
                 subscriber.begun = False
-                self._changes.put_nowait(subscriber)
+                self._changes.put_nowait((subscriber.number, subscriber))
             stream = self._watch(self._requests(self._changes))
             try:
                 async with aclosing(stream):
@@ -198,17 +220,19 @@ class Hub:
                 log.exception("live updates failed, and are begun again")
             await asyncio.sleep(random.uniform(*AGAIN_S))  # noqa: S311 - so that not all gateways come at once
 
-    async def _requests(self, changes: asyncio.Queue[Subscriber]) -> AsyncIterator[pb.WatchFeedRequest]:
+    async def _requests(
+        self, changes: asyncio.Queue[tuple[int, Subscriber | None]]
+    ) -> AsyncIterator[pb.WatchFeedRequest]:
         while True:
             some = [await changes.get()]
             while len(some) < BEGUN and not changes.empty():
                 some.append(changes.get_nowait())
             request = pb.WatchFeedRequest()
-            for each in some:
-                if each.gone:
-                    request.end.append(each.number)
-                else:
-                    request.begin.add(watcher_id=each.number, user_id=each.user_id, token=each.token)
+            for number, each in some:
+                if each is None:
+                    request.end.append(number)
+                elif number in self._subscribers:
+                    request.begin.add(watcher_id=number, user_id=each.user_id, token=each.token)
             yield request
 
     def _heed(self, event: pb.WatchFeedResponse) -> None:
@@ -223,9 +247,10 @@ class Hub:
             one = self._subscribers.get(number)
             if one is not None:
                 # When it goes on by another stream, its client need not know.
-                if kind != "here" or not one.greeted:
-                    one.put(told)
-                one.begun = one.greeted = True
+                one.begun = True
+                if (kind != "here" or not one.greeted) and not one.put(told):
+                    self._lose(one)
+                one.greeted = True
 
     async def events(self, subscriber: Subscriber) -> AsyncGenerator[bytes, None]:
         """What a client is told, as Server-Sent Events, until this gateway is to end.
@@ -321,5 +346,5 @@ def token_of(text: str) -> bytes:
     try:
         token = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        return b"?"
-    return token if 0 < len(token) <= 64 else b"?"
+        return LOST
+    return token if 0 < len(token) <= 64 else LOST

@@ -197,6 +197,8 @@ class News:
         new = []
         for partition, number, event, is_again in batch.entries:
             numbers[partition] = number
+            if event.HasField("author_erased"):
+                self._items = deque(item for item in self._items if item.author_id != event.author_erased.user_id)
             if event.event_id in self._known or (made := news_of(event)) is None:
                 continue
             self.own.forget(made[0])

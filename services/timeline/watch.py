@@ -187,7 +187,8 @@ class Watches:
                 log.debug("watchers cannot begin: %s", error.message)
             await asyncio.sleep(AGAIN_S)
         # From here on without a pause: what is told from memory is followed by what is new.
-        known: dict[bytes, list[Item] | None] = {}
+        known: dict[bytes, list[Item] | None] = {b"": None}
+        late = self._news.since(settled) or []
         for each in wanted:
             self._leave(stream, each.watcher_id)
             relation = relations.get(each.user_id)
@@ -196,12 +197,12 @@ class Watches:
                 continue
             watcher = Watcher(each.watcher_id, each.user_id, stream, relation)
             if each.token not in known:
-                known[each.token] = self._news.since(each.token) if each.token else None
+                known[each.token] = self._news.since(each.token)
             items = known[each.token]
             greeting = Event(watcher_ids=[watcher.number], token=settled if items is None else each.token)
             (greeting.gap if each.token and items is None else greeting.here).SetInParent()
             stream.put(greeting)
-            for item in self._news.since(settled) or () if items is None else items:
+            for item in late if items is None else items:
                 if watcher.reads(item.author_id):
                     stream.put(told(item, [watcher.number]))
             self._enter(watcher)

@@ -50,10 +50,14 @@ async def test_who_wrote_or_deleted_is_forgotten_and_nobody_else(client: Redis, 
         assert known(own) == {ANN, BOB}
         assert not await news.step()
         assert known(own) == {BOB}
+    assert [item.post_id for item in news.by_authors({ANN: 0})] == [5, 5]
     await own.read([ANN, BOB])
     await tell(client, event_pb2.Event(event_id=3, like_changed=event_pb2.LikeChanged(post_id=5, author_id=ANN)))
     await news.step()
     assert known(own) == {ANN, BOB}
+    await tell(client, event_pb2.Event(event_id=4, author_erased=event_pb2.AuthorErased(user_id=ANN)))
+    await news.step()
+    assert news.by_authors({ANN: 0}) == []
 
 
 async def test_after_a_gap_it_goes_on_with_what_comes(client: Redis, post_service: RealPostService) -> None:

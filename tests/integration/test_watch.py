@@ -533,6 +533,7 @@ async def test_what_waits_for_a_client_is_not_shown_once_it_is_hidden(edge: Edge
 
 async def test_who_takes_too_little_is_told_of_a_gap(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_WAITING", 3)
+    monkeypatch.setattr(live, "LOST_S", 0.1)
     slow, other = await edge.subscribe(ANN), await edge.subscribe(ANN)
     assert await edge.take(other) == []
     posts = [await edge.scene.write(BOB) for _ in range(6)]
