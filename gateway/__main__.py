@@ -11,7 +11,7 @@ from gateway import openapi, server
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
-from gateway.live import Hub, LiveEvents
+from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, config, process
@@ -32,7 +32,7 @@ async def serve(settings: Settings, running: process.Process) -> None:
         pages(
             openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
         ),
-        LiveEvents(hub),
+        hub,
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -30,10 +28,11 @@ from gateway.exchange import (
     Send,
     Sent,
     break_off,
+    own_or_new_id,
     respond,
     unless_gone,
 )
-from gateway.live import PATH, LiveEvents
+from gateway.live import PATH, Hub, LiveEvents, LiveSocket
 from gateway.pages import Page
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
@@ -42,7 +41,6 @@ from runtime.interceptors import MAX_STREAM_S
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 ANY_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 JSON_HEADERS = [(b"content-type", b"application/json"), *ANY_HEADERS]
@@ -56,7 +54,7 @@ class App:
         self,
         routes: Iterable[tuple[Route, Call | Stream]],
         pages: Mapping[str, Page],
-        live: LiveEvents | None = None,
+        hub: Hub | None = None,
         *,
         timeout_s: float,
         max_requests: int,
@@ -67,8 +65,9 @@ class App:
         """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
         entries += [(path, "GET", page) for path, page in pages.items()]
-        if live is not None:
-            entries.append((PATH, "GET", live))
+        self._socket = LiveSocket(hub) if hub is not None else None
+        if hub is not None:
+            entries.append((PATH, "GET", LiveEvents(hub)))
         self._table = Table(entries)
         self._timeout_s = timeout_s
         self._max_requests = max_requests
@@ -76,7 +75,10 @@ class App:
         metrics.UNDER_WAY.set_function(lambda: self._under_way)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection. Only HTTP is served."""
+        """One ASGI connection."""
+        if scope["type"] == "websocket" and self._socket is not None:
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway serves no {scope['type']}")
         begun = time.perf_counter()
@@ -214,11 +216,6 @@ def incoming(scope: Scope, receive: Receive) -> Request:
         receive=receive,
         client=client,
     )
-
-
-def own_or_new_id(given: bytes | None) -> str:
-    """The client's request id when it is 1 to 128 of A-Z, a-z, 0-9, ".", "_" and "-"; else a new one."""
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def expect_json(headers: Mapping[bytes, bytes]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -18,6 +20,7 @@ MAX_BODY_BYTES = 2**20
 MAX_DRAINED_BYTES = 8 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 CLIENT = "feedmesh.client"
 """The ASGI extension by which gateway/server.py hands a `Client` over: {"client": the client}."""
 
@@ -223,3 +226,8 @@ async def disconnected(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def own_or_new_id(given: bytes | None) -> str:
+    """The client's request id when it is 1 to 128 of A-Z, a-z, 0-9, ".", "_" and "-"; else a new one."""
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

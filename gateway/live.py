@@ -1,8 +1,8 @@
 """Live updates: the home feeds of all this gateway's clients over one stream of the timeline service.
 
-    client ◄── Server-Sent Events ── Subscriber ◄── Hub ◄── one WatchFeed stream ── a timeline replica
-                                        │
-                                        └── when its client takes more: BatchGetAddedPosts, together with others'
+    client ◄── WebSocket, or Server-Sent Events ── Subscriber ◄── Hub ◄── one WatchFeed stream ── a timeline replica
+                                                    │
+                                                    └── when its client takes more: BatchGetAddedPosts
 
 A subscriber holds ids until its client takes them; only then posts are read, as they are and if they may be seen by
 then. Each event has a token. Whoever comes back with the last one (`Last-Event-ID`), to any gateway, goes on there;
@@ -19,7 +19,7 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -27,9 +27,9 @@ import orjson
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
-from gateway import metrics
+from gateway import metrics, problems
 from gateway.encode import Known
-from gateway.exchange import Request, Send, Sent, unless_gone
+from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, wire
 from runtime.coalesce import Coalescer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATH = "/live/events"
+SOCKET, PATH = "/live", "/live/events"
 MEDIA_TYPE = b"text/event-stream"
 PING_S = 15.0
 """After how long without an event a client hears that it is still connected."""
@@ -80,6 +80,22 @@ class Told(NamedTuple):
     """Of what was added."""
     post_id: int = 0
     """Of what was removed."""
+
+
+class Event(NamedTuple):
+    """An event as clients have it."""
+
+    kind: str
+    token: bytes
+    """As text."""
+    data: bytes
+    """JSON."""
+
+    def sent(self) -> bytes:
+        """As Server-Sent Events have it. That nothing came is no event, but sets the id."""
+        if self.kind == "here":
+            return b"id: %b\n\n" % self.token
+        return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.token, self.kind.encode(), self.data)
 
 
 class Subscriber:
@@ -252,8 +268,8 @@ class Hub:
                     self._lose(one)
                 one.greeted = True
 
-    async def events(self, subscriber: Subscriber) -> AsyncGenerator[bytes, None]:
-        """What a client is told, as Server-Sent Events, until this gateway is to end.
+    async def events(self, subscriber: Subscriber) -> AsyncGenerator[Event, None]:
+        """What a client is told, until this gateway is to end.
 
         Raises NotFound (USER_NOT_FOUND), Unavailable.
         """
@@ -268,13 +284,13 @@ class Hub:
                 if told.kind == "added":
                     original_id = int.from_bytes(told.member[14:], "big")
                     if (post := shown.get(original_id)) is not None:
-                        yield event_of(token, "post_added", post=post)
+                        yield event_of("post_added", token, post=post)
                 elif told.kind == "removed":
-                    yield event_of(token, "post_removed", post_id=told.post_id)
+                    yield event_of("post_removed", token, post_id=told.post_id)
                 elif told.kind == "gap":
-                    yield event_of(token, "gap", reload=["feed"])
+                    yield event_of("gap", token, reload=["feed"])
                 else:
-                    yield b"id: %b\n\n" % token
+                    yield event_of("here", token)
 
     async def _show_many(self, items: Sequence[tuple[int, list[bytes]]]) -> list[dict[int, orjson.Fragment]]:
         """The posts of each subscriber's members that may be seen, as JSON, by id."""
@@ -286,6 +302,61 @@ class Hub:
             {post_id: self._json[post] for post_id, post in zip(item.post_ids, item.page.posts, strict=True)}
             for item in answer.items
         ]
+
+
+class LiveSocket:
+    """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection, until the client leaves, says something, or this gateway ends."""
+        await receive()  # what is connected
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = own_or_new_id(headers.get(b"x-request-id"))
+        context.request_id.set(request_id)
+        try:
+            asked: Any = self._transcoder({}, scope["query_string"], scope["headers"])
+            subscriber = self._hub.join(asked.user_id, token_of(asked.token))
+        except errors.Error as error:
+            await refuse(send, error, request_id)
+            return
+        telling = asyncio.create_task(self._tell(subscriber, request_id, send))
+        listening = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
+            if not telling.done() and listening.result()["type"] == "websocket.receive":
+                await cancelled(telling)
+                await send({"type": "websocket.close", "code": 1008, "reason": "nothing is expected from clients"})
+        finally:
+            self._hub.leave(subscriber)
+            await cancelled(telling, listening)
+        if not telling.cancelled():
+            telling.result()
+
+    async def _tell(self, subscriber: Subscriber, request_id: str, send: Send) -> None:
+        async with aclosing(self._hub.events(subscriber)) as events:
+            try:
+                event = await first(events)
+            except errors.Error as error:
+                await refuse(send, error, request_id)
+                return
+            await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id.encode())]})
+            code = 1011
+            try:
+                await send({"type": "websocket.send", "text": event.data.decode()})
+                async for event in events:
+                    await send({"type": "websocket.send", "text": event.data.decode()})
+                code = 1012
+                after_ms = random.randint(*RECONNECT_MS)  # noqa: S311
+                text = orjson.dumps({"type": "reconnect", "after_ms": after_ms}).decode()
+                await send({"type": "websocket.send", "text": text})
+            except errors.Error as error:
+                # The client comes back with the last token that it has.
+                log.debug("live updates break off: %s", error.message)
+            await send({"type": "websocket.close", "code": code})
 
 
 class LiveEvents:
@@ -308,20 +379,14 @@ class LiveEvents:
 
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
-            try:
-                async with asyncio.timeout(GREETING_S):
-                    event = await anext(events, None)
-            except TimeoutError:
-                event = None
-            if event is None:
-                raise errors.Unavailable("the mesh tells nothing now")
+            event = await first(events)
             headers = [*HEADERS, (b"x-request-id", request.id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 if not request.is_head:
-                    await self._send(send, b"retry: %d\n" % random.randint(*RECONNECT_MS) + event)  # noqa: S311
+                    await self._send(send, b"retry: %d\n" % random.randint(*RECONNECT_MS) + event.sent())  # noqa: S311
                     async for event in events:
-                        await self._send(send, event)
+                        await self._send(send, event.sent())
             except errors.Error as error:
                 # The client comes back with the last token that it has.
                 log.debug("live updates break off: %s", error.message)
@@ -333,10 +398,35 @@ class LiveEvents:
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-def event_of(token: bytes, kind: str, **said: Any) -> bytes:
-    """One event as Server-Sent Events have it."""
-    data = orjson.dumps({"type": kind, "token": token.decode(), **said})
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (token, kind.encode(), data)
+async def first(events: AsyncGenerator[Event, None]) -> Event:
+    """The first event. Raises what the events do, and Unavailable where none comes in time."""
+    event = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GREETING_S):
+            event = await anext(events, None)
+    if event is None:
+        raise errors.Unavailable("the mesh tells nothing now")
+    return event
+
+
+async def refuse(send: Send, error: errors.Error, request_id: str) -> None:
+    """Answers a wish for a WebSocket as any request that is refused."""
+    answer = problems.answer(error, request_id)
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
+
+
+async def cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Ends tasks."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def event_of(kind: str, token: bytes, **said: Any) -> Event:
+    """An event that says something."""
+    return Event(kind, token, orjson.dumps({"type": kind, "token": token.decode(), **said}))
 
 
 def token_of(text: str) -> bytes:

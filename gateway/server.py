@@ -13,9 +13,11 @@ from urllib.parse import unquote
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gateway.app import App
 from gateway.exchange import CLIENT
+from gateway.live import SOCKET
 from runtime import config
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ TAKE_S = 30.0
 out of the system's buffers, which may be megabytes ahead."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers, and the trailers of a chunked body, together."""
+
+PING_S = 20.0
+"""How often the client of a WebSocket is asked whether it is there, and how long it may take to answer."""
+MAX_SAID_BYTES = 4 * 2**10
+"""Of a message that it says."""
 
 MAX_HELD_BYTES = 64 * 2**10
 """Of an answer, written in one turn of the event loop, before they are sent."""
@@ -180,6 +187,9 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
+                if self._get_upgrade() == b"websocket" and self.url.partition(b"?")[0] == SOCKET.encode():
+                    self._become_socket(data[upgrade.args[0] :])
+                    return
                 if self.parser.get_method() == b"CONNECT":  # asks for a tunnel, whatever its headers
                     self.send_400_response("This is no proxy.")
                     return
@@ -264,6 +274,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_upgrade:
             super().on_message_complete()
 
+    def _become_socket(self, data: bytes) -> None:
+        """Hands the connection over to the protocol of WebSockets."""
+        self._head_came()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        head = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        head += [name + b": " + value for name, value in self.headers]
+        socket: Any = BoundedSocket(self.config, self.server_state, self.app_state, self.loop)
+        socket.connection_made(self.transport)
+        self.transport.set_protocol(socket)
+        socket.data_received(b"\r\n".join([*head, b"", b""]) + data)
+
     def _plain_head(self) -> bytes:
         """The head that has just been parsed, without its wish to upgrade."""
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
@@ -341,6 +363,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
 
+class BoundedSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol. Who does not answer pings is cut off, whatever they have not taken."""
+
+    def keepalive_timeout(self) -> None:
+        """No pong came."""
+        super().keepalive_timeout()
+        # Closing would wait for the client to take what is left.
+        self.transport.abort()
+
+
+# It tells of every WebSocket that comes and goes.
+logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server; signals are the process's business (runtime/process.py)."""
 
@@ -381,7 +417,11 @@ async def serve(
     settings = uvicorn.Config(
         app,
         http=protocol,
-        ws="none",
+        ws="none",  # BoundedProtocol sees to it
+        ws_max_size=MAX_SAID_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
         lifespan="off",
         log_config=None,
         access_log=False,

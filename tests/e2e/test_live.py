@@ -15,6 +15,8 @@ from functools import partial
 import httpx
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import Mesh
@@ -86,6 +88,8 @@ class Reader:
             self.gaps += 1
             self.told.clear()
             await self._reload()
+        elif event.get("type") == "reconnect":
+            assert 0 < event["after_ms"] <= 5_000
         elif not self.last:
             await self._reload()
         self.last = said.get("id", self.last)
@@ -100,12 +104,34 @@ class Reader:
             await asyncio.sleep(0.1)
 
 
+class SocketReader(Reader):
+    """The same by a WebSocket."""
+
+    async def run(self) -> None:
+        """Reads until it is cancelled."""
+        address = f"{self.mesh.url.replace('http', 'ws', 1)}/live?user_id={self.user_id}"
+        while True:
+            with suppress(WebSocketException, OSError):
+                async with connect(f"{address}&token={self.last}", proxy=None) as socket:
+                    self.connections += 1
+                    async for message in socket:
+                        await self._heed({"data": str(message), **token_in(str(message))})
+            await asyncio.sleep(0.1)
+
+
+def token_in(message: str) -> dict[str, str]:
+    """The token of an event, as the id that Server-Sent Events have."""
+    said = json.loads(message)
+    return {"id": said["token"]} if "token" in said else {}
+
+
 @pytest.mark.parametrize("victim", ["services.timeline", "gateway", "valkey-server"])
 async def test_every_post_is_told_once_though_something_is_killed(fragile: Mesh, victim: str) -> None:
     await wait_for_ready(fragile)
     name = victim.replace(".", "-")
     authors = [await eventually_user(fragile, f"live-{name}-author-{n}") for n in range(AUTHORS)]
-    readers = [Reader(fragile, await fragile.user(f"live-{name}-{n}")) for n in range(READERS)]
+    kinds = itertools.cycle([Reader, SocketReader])
+    readers = [next(kinds)(fragile, await fragile.user(f"live-{name}-{n}")) for n in range(READERS)]
     wanted: dict[int, set[int]] = {reader.user_id: set() for reader in readers}
     followers: dict[int, list[int]] = {author: [] for author in authors}
     for number, reader in enumerate(readers):
@@ -148,7 +174,7 @@ async def test_every_post_is_told_once_though_something_is_killed(fragile: Mesh,
 async def test_who_may_not_see_is_not_told_and_who_deletes_takes_back(fragile: Mesh) -> None:
     await wait_for_ready(fragile)
     author, reader_id, blocked_id = [await eventually_user(fragile, f"live-{who}") for who in ("ann", "bob", "eve")]
-    readers = [Reader(fragile, user_id) for user_id in (reader_id, blocked_id)]
+    readers = [Reader(fragile, reader_id), SocketReader(fragile, blocked_id)]
     for reader in readers:
         await fragile.post("/follow", {"follower_id": reader.user_id, "following_id": author})
     running = [asyncio.create_task(reader.run()) for reader in readers]
@@ -165,3 +191,36 @@ async def test_who_may_not_see_is_not_told_and_who_deletes_takes_back(fragile: M
     for task in running:
         assert not task.done(), task.result()
         task.cancel()
+
+
+async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+    address = fragile.url.replace("http", "ws", 1)
+    for path, status, code in (
+        ("/live", 400, "invalid_argument"),
+        ("/live?user_id=x&foo=1", 400, "invalid_argument"),
+        ("/live?user_id=99", 404, "user_not_found"),
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(address + path, proxy=None)
+        assert (refused.value.response.status_code, json.loads(refused.value.response.body)["code"]) == (status, code)
+    # Nothing else becomes a socket, and a plain request of this path is no socket.
+    with pytest.raises(InvalidStatus) as elsewhere:
+        await connect(address + "/feed?user_id=99", proxy=None)
+    assert elsewhere.value.response.status_code == 404
+    assert (await fragile.http.get("/live", params={"user_id": 99})).status_code == 404
+    reader = await eventually_user(fragile, "live-speaker")
+    for said in ("hello", "x" * 5_000, b"\\xff"):
+        async with connect(f"{address}/live?user_id={reader}&token=garbage", proxy=None) as socket:
+            assert json.loads(await socket.recv())["type"] == "gap"
+            await socket.send(said)
+            with pytest.raises(ConnectionClosed) as closed:
+                await asyncio.wait_for(socket.recv(), 10)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == (1009 if len(said) > 4_096 else 1008)
+    many = [await connect(f"{address}/live?user_id={reader}", proxy=None) for _ in range(20)]
+    with pytest.raises(InvalidStatus) as too_many:
+        await connect(f"{address}/live?user_id={reader}", proxy=None)
+    assert too_many.value.response.status_code == 429
+    for socket in many:
+        await socket.close()

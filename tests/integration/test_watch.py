@@ -482,10 +482,11 @@ class Edge:
             with suppress(TimeoutError):
                 async with asyncio.timeout(QUIET_S):
                     async for event in events:
-                        fields = dict(line.split(b": ", 1) for line in event.splitlines() if line)
-                        if b"data" in fields:
-                            said = json.loads(fields[b"data"])
-                            assert said["token"].encode() == fields[b"id"]
+                        fields = dict(line.split(b": ", 1) for line in event.sent().splitlines() if line)
+                        said = json.loads(event.data)
+                        assert said["token"].encode() == fields[b"id"]
+                        if event.kind != "here":
+                            assert (fields[b"event"], fields[b"data"]) == (said["type"].encode(), event.data)
                             post_id = said["post"]["post_id"] if "post" in said else said.get("post_id", 0)
                             found.append((said["type"], post_id))
         return found

@@ -603,6 +603,34 @@ class LiveEventsRequest(_message.Message):
 Global___LiveEventsRequest: _TypeAlias = LiveEventsRequest  # noqa: Y015
 
 @_typing.final
+class LiveRequest(_message.Message):
+    """LiveRequest asks the gateway for the same by a WebSocket, GET /live: each event is a text message, and `here` {type,
+    token} says that nothing came. Before it ends, the gateway says when to come back: `reconnect` {type, after_ms}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose feed, and who reads it."""
+    token: _builtins.str
+    """token is that of the last event that came; "" begins now."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveRequest: _TypeAlias = LiveRequest  # noqa: Y015
+
+@_typing.final
 class ExplainPostRequest(_message.Message):
     """ExplainPostRequest names a post and whose feed."""
 
