@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ AGAIN_S = 0.5
 """After how long it is tried again to begin watchers that could not."""
 MAX_WATCHERS = 50_000
 """Of one replica: some 8 KB each for who follows 200."""
+BEGUN = 100
+"""Watchers that begin without a pause."""
 MAX_UNREAD = 10_000
 """Events that may wait for a stream's caller."""
 
@@ -73,6 +75,11 @@ class Stream:
     watchers: dict[int, Watcher] = field(default_factory=dict)
     _unread: asyncio.Queue[Event] = field(default_factory=lambda: asyncio.Queue(MAX_UNREAD))
     _ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while few events wait: then watchers may begin, who bring many at once."""
+
+    def __post_init__(self) -> None:
+        self.room.set()
 
     def put(self, event: Event) -> None:
         """Tells an event. A caller who reads too slowly is told nothing more."""
@@ -81,6 +88,8 @@ class Stream:
                 self._unread.put_nowait(event)
             except asyncio.QueueFull:
                 self.end(SlowError)
+            if self._unread.qsize() > MAX_UNREAD // 2:
+                self.room.clear()
 
     def end(self, error: Exception) -> None:
         """Ends the stream, whatever is unread."""
@@ -95,6 +104,8 @@ class Stream:
                 await asyncio.wait((event, self._ended), return_when=asyncio.FIRST_COMPLETED)
                 if self._ended.done():
                     self._ended.result()
+                if self._unread.qsize() <= MAX_UNREAD // 2:
+                    self.room.set()
                 yield event.result()
             finally:
                 event.cancel()
@@ -127,8 +138,11 @@ class Watches:
                         self._leave(stream, number)
                     if self._count + len(request.begin) > MAX_WATCHERS:
                         raise errors.Unavailable("this replica has as many watchers as it takes")
-                    if request.begin:
-                        await self._begin(stream, request.begin)
+                    waiting = iter(request.begin)
+                    # Not all at once: others wait meanwhile.
+                    while some := list(itertools.islice(waiting, BEGUN)):
+                        await stream.room.wait()
+                        await self._begin(stream, some)
             except Exception as error:
                 stream.end(error)
 
@@ -187,25 +201,24 @@ class Watches:
                 log.debug("watchers cannot begin: %s", error.message)
             await asyncio.sleep(AGAIN_S)
         # From here on without a pause: what is told from memory is followed by what is new.
-        known: dict[bytes, list[Item] | None] = {b"": None}
-        late = self._news.since(settled) or []
-        for each in wanted:
+        by_token: dict[bytes, list[Watcher]] = {}
+        for each in {each.watcher_id: each for each in wanted}.values():
             self._leave(stream, each.watcher_id)
             relation = relations.get(each.user_id)
             if relation is None:
                 stream.put(Event(refused=pb.WatchFeedResponse.Refused(), watcher_ids=[each.watcher_id]))
                 continue
             watcher = Watcher(each.watcher_id, each.user_id, stream, relation)
-            if each.token not in known:
-                known[each.token] = self._news.since(each.token)
-            items = known[each.token]
-            greeting = Event(watcher_ids=[watcher.number], token=settled if items is None else each.token)
-            (greeting.gap if each.token and items is None else greeting.here).SetInParent()
-            stream.put(greeting)
-            for item in late if items is None else items:
-                if watcher.reads(item.author_id):
-                    stream.put(told(item, [watcher.number]))
+            by_token.setdefault(each.token, []).append(watcher)
             self._enter(watcher)
+        for token, watchers in by_token.items():
+            items = self._news.since(token) if token else None
+            greeting = Event(watcher_ids=numbers_of(watchers), token=settled if items is None else token)
+            (greeting.gap if token and items is None else greeting.here).SetInParent()
+            stream.put(greeting)
+            for item in (self._news.since(settled) or ()) if items is None else items:
+                if some := [watcher for watcher in watchers if watcher.reads(item.author_id)]:
+                    stream.put(told(item, numbers_of(some)))
 
     def _tell(self, items: Sequence[Item]) -> None:
         """Tells what is new to those whom it concerns."""
@@ -270,6 +283,11 @@ class Watches:
             except TimeoutError:
                 raise errors.Unavailable("the graph took too long") from None
         return found
+
+
+def numbers_of(watchers: Iterable[Watcher]) -> list[int]:
+    """What their caller calls them."""
+    return [watcher.number for watcher in watchers]
 
 
 def discard(index: dict[int, set[Watcher]], key: int, watcher: Watcher) -> None:
