@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from launch import settings
 
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
@@ -91,15 +92,15 @@ class Mesh:
             query["cursor"] = page["next_cursor"]
 
 
-def start(folder: Path, **settings: str) -> Mesh:
+def start(folder: Path, **told: str) -> Mesh:
     """Starts a mesh whose data is in `folder` and waits until it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "launch.log"
-    port = settings.pop("FEEDMESH_HTTP_PORT", "") or str(free_port())
+    port = told.pop("FEEDMESH_HTTP_PORT", "") or str(free_port())
     launcher = subprocess.Popen(
         [sys.executable, "-m", "launch", "--die-with-parent"],
         cwd=ROOT,
-        env={**os.environ, "FEEDMESH_DATA_DIR": str(folder / "data"), "FEEDMESH_HTTP_PORT": port, **settings},
+        env={**os.environ, "FEEDMESH_DATA_DIR": str(folder / "data"), "FEEDMESH_HTTP_PORT": port, **told},
         stdout=log.open("a"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -122,9 +123,9 @@ def stop(launcher: subprocess.Popen[str], number: signal.Signals = signal.SIGTER
 
 
 @contextmanager
-def running(folder: Path, **settings: str) -> Iterator[Mesh]:
+def running(folder: Path, **told: str) -> Iterator[Mesh]:
     """A mesh for the block."""
-    mesh = start(folder, **settings)
+    mesh = start(folder, **told)
     try:
         yield mesh
     finally:
@@ -161,7 +162,6 @@ def alive(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free now, and that no outgoing connection takes meanwhile; nor the next ones, of replicas."""
+    [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
+    return port
