@@ -16,7 +16,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,6 +136,16 @@ class News:
             elif len(seen := seen | {item.partition}) == streams.PARTITIONS:
                 break
         return found[::-1]
+
+    def after(self, token: bytes, items: Iterable[Item]) -> Iterator[Item]:
+        """What came after a token, each with the token of whoever was told up to there from that token on.
+
+        The items' own are of the order in which this replica read them: another may have told more of one partition.
+        """
+        numbers = [*TOKEN.unpack(token)[1:]]
+        for item in items:
+            numbers[item.partition] = item.number
+            yield item._replace(token=self._token(tuple(numbers)))
 
     def by_authors(self, since: Mapping[int, int]) -> list[Item]:
         """What is known of authors' posts, of each above an id, oldest first."""

@@ -213,10 +213,11 @@ class Watches:
             self._enter(watcher)
         for token, watchers in by_token.items():
             items = self._news.since(token) if token else None
-            greeting = Event(watcher_ids=numbers_of(watchers), token=settled if items is None else token)
+            start = settled if items is None else token
+            greeting = Event(watcher_ids=numbers_of(watchers), token=start)
             (greeting.gap if token and items is None else greeting.here).SetInParent()
             stream.put(greeting)
-            for item in (self._news.since(settled) or ()) if items is None else items:
+            for item in self._news.after(start, (self._news.since(start) or ()) if items is None else items):
                 if some := [watcher for watcher in watchers if watcher.reads(item.author_id)]:
                     stream.put(told(item, numbers_of(some)))
 

@@ -233,6 +233,27 @@ async def test_from_any_token_on_all_comes_once_at_any_replica(scene: Scene, num
     await again.posts(new)
 
 
+async def test_who_leaves_in_the_midst_of_catching_up_is_told_nothing_twice(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    both = (BOB, ANN)  # whose events are in two partitions
+    first = [await scene.write(person) for person in both * 3]
+    await replica.look()
+    token = await caller.posts(*first)
+    rest = [await scene.write(person) for person in both * 4]
+    # It reads partition by partition what came one by one.
+    other = await scene.replica()
+    told: list[int] = []
+    while len(told) < len(rest):
+        again = await scene.call(other)
+        again.begin((1, scene.people[ANN], token))
+        assert (await again.next()).HasField("here")
+        event = await again.next()
+        told.append(int(members.unpack(event.added.member)[0, 0]))
+        token = event.token
+    assert sorted(told) == rest
+
+
 async def test_an_event_that_is_published_twice_is_told_once(scene: Scene) -> None:
     replica = await scene.replica()
     caller, _ = await scene.watch(replica, ANN)
