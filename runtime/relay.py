@@ -55,6 +55,8 @@ END $$"""
 Postgres looks, which takes a third of what asking it so often takes. With a NOTIFY of the writers they would commit one
 after the other: half as many a second, where each commits a single event.
 """
+KEEP_LONG_MS = 10_000
+"""The same of a stream that is half full, lest the relay pauses for entries that all groups have acknowledged."""
 MAX_ENTRIES = 100_000
 """Of one stream, at some 100 bytes each; the relay pauses beyond it."""
 
@@ -227,7 +229,8 @@ class Relay:
 
     async def _trim(self, key: str, groups: Sequence[Group]) -> None:
         seconds, _ = await self.client.time()
-        keep_from = (seconds * 1000 - KEEP_MS, 0)
+        is_long = await self.client.xlen(key) > MAX_ENTRIES // 2
+        keep_from = (seconds * 1000 - (min(KEEP_MS, KEEP_LONG_MS) if is_long else KEEP_MS), 0)
         for group in groups:
             metrics.CONSUMER_LAG.labels(self.topic, group.name, key).set(
                 (group.lag if group.lag is not None else -1) + group.pending

@@ -204,11 +204,13 @@ class News:
         assert self._position is not None
         numbers = [*numbers_of(self._position)]
         self._position = batch.position
-        new = []
+        new: list[Item] = []
         for partition, number, event, is_again in batch.entries:
             numbers[partition] = number
             if event.HasField("author_erased"):
-                self._items = deque(item for item in self._items if item.author_id != event.author_erased.user_id)
+                gone_id = event.author_erased.user_id
+                self._items = deque(item for item in self._items if item.author_id != gone_id)
+                new = [item for item in new if item.author_id != gone_id]
             if event.event_id in self._known or (made := news_of(event)) is None:
                 continue
             self.own.forget(made[0])
