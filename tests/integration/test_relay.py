@@ -349,6 +349,25 @@ async def test_streams_stay_short_while_events_flow(pool: Pool, client: Redis, m
     assert [await client.xlen(key) < 100 for key in KEYS] == [True] * PARTITIONS
 
 
+async def test_a_stream_that_is_half_full_keeps_what_is_young_for_less_long(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.relay.MAX_ENTRIES", 100)
+    async with trimmed_exactly(tmp_path) as client:
+        relay = await begin(pool, client, ("one",))
+        now, _ = await client.time()
+        # Young by the one bound, old by the other.
+        for number in range(51):
+            await client.xadd(KEYS[0], {EVENT: b""}, id=f"{now * 1000 - KEEP_MS // 2}-{number}")
+            if number == 49:
+                await read_raw(client, KEYS[0], "one")
+                await relay.tend()
+                assert await client.xlen(KEYS[0]) == 50
+        await read_raw(client, KEYS[0], "one")
+        await relay.tend()
+        assert await client.xlen(KEYS[0]) == 0
+
+
 async def test_it_pauses_while_a_group_lags_too_far_and_goes_on(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
