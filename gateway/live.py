@@ -2,7 +2,7 @@
 
     client ◄── WebSocket, or Server-Sent Events ── Subscriber ◄── Hub ◄── one WatchFeed stream ── a timeline replica
                                                     │
-                                                    └── when its client takes more: BatchGetAddedPosts
+                                                    └── when its client takes more: BatchGetLivePosts
 
 A subscriber holds ids until its client takes them; only then posts are read, as they are and if they may be seen by
 then. Each event has a token. Whoever comes back with the last one (`Last-Event-ID`), to any gateway, goes on there;
@@ -17,9 +17,10 @@ import binascii
 import itertools
 import logging
 import random
+import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -31,7 +32,7 @@ from gateway import metrics, problems
 from gateway.encode import Known
 from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.transcode import Transcoder
-from runtime import client, context, errors, wire
+from runtime import client, context, errors, tokens, wire
 from runtime.coalesce import Coalescer
 
 if TYPE_CHECKING:
@@ -41,14 +42,17 @@ log = logging.getLogger(__name__)
 
 SOCKET, PATH = "/live", "/live/events"
 MEDIA_TYPE = b"text/event-stream"
-PING_S = 15.0
+PING_S = 15
 """After how long without an event a client hears that it is still connected."""
 MAX_SUBSCRIBERS, MAX_OF_USER = 20_000, 20
 MAX_WAITING = 200
 """Events that wait for a client to take them; with more it is told of a gap instead."""
 SHOWN = 20
 """Posts that one client is shown at once."""
-BATCH = 64
+BATCH = 500
+"""Posts for people that one question asks for, each as often as it is for another; a client's SHOWN go together."""
+POSTS = 200
+"""Different posts of one question."""
 BEGUN = 1_000
 """Watchers that one message begins or ends."""
 AGAIN_S = (0.05, 0.5)
@@ -56,12 +60,12 @@ AGAIN_S = (0.05, 0.5)
 RECONNECT_MS = (500, 5_000)
 """How long clients wait before they come back: each another time within these, so that not all come at once."""
 GREETING_S = 5.0
-"""How long a client waits for the mesh to begin telling it."""
+"""How long a client waits while the mesh begins to tell nobody. While others are being begun it waits its turn."""
 
 LOST, LOST_S = b"?", 1.0
 """A token that is none; how long a client that takes too little is told nothing."""
 
-Added = wire.closed(pb.BatchGetAddedPostsResponse.DESCRIPTOR, [post_pb2.Post.DESCRIPTOR])
+Live = wire.closed(pb.BatchGetLivePostsResponse.DESCRIPTOR, [post_pb2.Post.DESCRIPTOR])
 HEADERS = [
     (b"content-type", MEDIA_TYPE),
     (b"cache-control", b"no-store"),
@@ -76,6 +80,7 @@ class Told(NamedTuple):
     kind: str
     """As in the contract: here, gap, added, removed, refused."""
     token: bytes
+    """Where the client goes on after it."""
     member: bytes = b""
     """Of what was added."""
     post_id: int = 0
@@ -111,16 +116,19 @@ class Subscriber:
         self.greeted = False
         """Whether any ever did."""
         self.gone = False
+        self.idle_turns = 0
+        """Seconds since it was told anything."""
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
-    def put(self, told: Told) -> bool:
+    def put(self, kind: str, token: bytes, member: bytes = b"", post_id: int = 0) -> bool:
         """An event. False where too many wait: then they are given up."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.clear()
             return False
-        self._waiting.append(told)
-        self.token = told.token or self.token
+        self.token = token or self.token
+        self._waiting.append(Told(kind, self.token, member, post_id))
+        self.idle_turns = 0
         self._ready.set()
         return True
 
@@ -134,15 +142,10 @@ class Subscriber:
         self._ready.set()
 
     async def take(self) -> list[Told]:
-        """The next events, at most SHOWN, once there are any; after PING_S without one that it is here; none when it
-        is woken."""
+        """The next events, at most SHOWN, once there are any; none when it is woken."""
         if not self._waiting:
             self._ready.clear()
-            try:
-                async with asyncio.timeout(PING_S):
-                    await self._ready.wait()
-            except TimeoutError:
-                return [Told("here", self.token)]
+            await self._ready.wait()
         return [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
 
 
@@ -152,8 +155,8 @@ class Hub:
     def __init__(self, channel: client.Channel) -> None:
         stub: TimelineServiceAsyncStub = TimelineServiceStub(channel)
         self._watch: Any = stub.WatchFeed
-        self._get_added = client.read_by(stub.BatchGetAddedPosts, Added.FromString)
-        self._show = Coalescer("added_posts", self._show_many, max_weight=BATCH)
+        self._get_live = client.read_by(stub.BatchGetLivePosts, Live.FromString)
+        self._show = Coalescer("live_posts", self._show_many, max_weight=BATCH, weigh=weight)
         self._json = Known(post_pb2.Post.DESCRIPTOR)
         self._numbers = itertools.count(1)
         self._subscribers: dict[int, Subscriber] = {}
@@ -161,6 +164,7 @@ class Hub:
         # By number: who is to be told, or None where nobody is any more.
         self._changes: asyncio.Queue[tuple[int, Subscriber | None]] = asyncio.Queue()
         self._some = asyncio.Event()
+        self._greeted_s = 0.0
         self._draining = False
         metrics.LIVE_SUBSCRIBERS.set_function(lambda: len(self._subscribers))
 
@@ -216,7 +220,13 @@ class Hub:
             subscriber.wake()
 
     async def run(self) -> None:
-        """Keeps a stream open while there are subscribers, until it is cancelled."""
+        """Tells subscribers what happens, until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            group.create_task(self._ping())
+
+    async def _listen(self) -> None:
+        """Keeps a stream open while there are subscribers."""
         while True:
             await self._some.wait()
             self._changes = asyncio.Queue()
@@ -226,8 +236,9 @@ class Hub:
             stream = self._watch(self._requests(self._changes))
             try:
                 async with aclosing(stream):
-                    async for event in stream:
-                        self._heed(event)
+                    async for message in stream:
+                        for event in message.events:
+                            self._heed(event)
                         if not self._subscribers:
                             break
             except errors.Error as error:
@@ -251,22 +262,53 @@ class Hub:
                     request.begin.add(watcher_id=number, user_id=each.user_id, token=each.token)
             yield request
 
-    def _heed(self, event: pb.WatchFeedResponse) -> None:
-        kind = event.WhichOneof("event") or "here"
-        if kind == "here" and not event.watcher_ids:
+    def _heed(self, event: pb.WatchFeedResponse.Event) -> None:
+        kind = event.WhichOneof("event")
+        if kind is None:
+            return  # of a newer version of the mesh
+        token: bytes = event.here.token or event.gap.token
+        if not event.watcher_ids:
             for subscriber in self._subscribers.values():
-                subscriber.pass_on(event.token)
+                subscriber.pass_on(token)
             return
-        told = Told(kind, event.token, event.added.member, event.removed.post_id)
+        if token:
+            self._greeted_s = time.monotonic()
+        member, post_id = event.added.member, event.removed.post_id
         metrics.LIVE_EVENTS.labels(kind).inc(len(event.watcher_ids))
         for number in event.watcher_ids:
             one = self._subscribers.get(number)
-            if one is not None:
-                # When it goes on by another stream, its client need not know.
-                one.begun = True
-                if (kind != "here" or not one.greeted) and not one.put(told):
-                    self._lose(one)
-                one.greeted = True
+            if one is None:
+                continue
+            # When it goes on by another stream, its client need not know.
+            is_news, one.begun, one.greeted = kind != "here" or not one.greeted, True, True
+            reached = token or tokens.moved(one.token, event.partition, event.number)
+            if not is_news:
+                one.token = reached
+            elif not one.put(kind, reached, member, post_id):
+                self._lose(one)
+
+    async def _ping(self) -> None:
+        """Tells clients that are told nothing, from time to time, that they are still connected."""
+        while True:
+            await asyncio.sleep(1)
+            for subscriber in self._subscribers.values():
+                subscriber.idle_turns += 1
+                if subscriber.idle_turns >= PING_S and subscriber.greeted:
+                    subscriber.put("here", b"")
+
+    async def first(self, events: AsyncGenerator[Event, None]) -> Event:
+        """The first event. Raises what the events do, and Unavailable once nobody is begun to be told any more."""
+        begun = time.monotonic()
+        waiting = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait((waiting,), timeout=GREETING_S))[0]:
+                if time.monotonic() - max(self._greeted_s, begun) >= GREETING_S:
+                    raise errors.Unavailable("the mesh tells nothing now")
+            if (event := waiting.result()) is not None:
+                return event
+            raise errors.Unavailable("this gateway is about to end")
+        finally:
+            await cancelled(waiting)
 
     async def events(self, subscriber: Subscriber) -> AsyncGenerator[Event, None]:
         """What a client is told, until this gateway is to end.
@@ -282,8 +324,7 @@ class Hub:
                 if told.kind == "refused":
                     raise errors.NotFound("USER_NOT_FOUND", f"there is no user {subscriber.user_id}")
                 if told.kind == "added":
-                    original_id = int.from_bytes(told.member[14:], "big")
-                    if (post := shown.get(original_id)) is not None:
+                    if (post := shown.get(told.member)) is not None:
                         yield event_of("post_added", token, post=post)
                 elif told.kind == "removed":
                     yield event_of("post_removed", token, post_id=told.post_id)
@@ -292,16 +333,24 @@ class Hub:
                 else:
                     yield event_of("here", token)
 
-    async def _show_many(self, items: Sequence[tuple[int, list[bytes]]]) -> list[dict[int, orjson.Fragment]]:
-        """The posts of each subscriber's members that may be seen, as JSON, by id."""
-        request = pb.BatchGetAddedPostsRequest()
-        for user_id, members in items:
-            request.items.add(user_id=user_id, members=b"".join(members))
-        answer = await self._get_added(request)
-        return [
-            {post_id: self._json[post] for post_id, post in zip(item.post_ids, item.page.posts, strict=True)}
-            for item in answer.items
-        ]
+    async def _show_many(self, items: Sequence[tuple[int, list[bytes]]]) -> list[dict[bytes, orjson.Fragment]]:
+        """The posts of each subscriber's members that may be seen, as JSON, by member."""
+        viewers: dict[bytes, list[int]] = {}
+        for at, (_, members) in enumerate(items):
+            for member in set(members):
+                viewers.setdefault(member, []).append(at)
+        found: list[dict[bytes, orjson.Fragment]] = [{} for _ in items]
+        waiting = iter(viewers)
+        while some := list(itertools.islice(waiting, POSTS)):
+            request = pb.BatchGetLivePostsRequest()
+            for member in some:
+                request.items.add(member=member, user_ids=[items[at][0] for at in viewers[member]])
+            for member, item in zip(some, (await self._get_live(request)).items, strict=True):
+                for view in item.views:
+                    post = self._json[view.post]
+                    for place in view.viewers:
+                        found[viewers[member][place]][member] = post
+        return found
 
 
 class LiveSocket:
@@ -339,7 +388,7 @@ class LiveSocket:
     async def _tell(self, subscriber: Subscriber, request_id: str, send: Send) -> None:
         async with aclosing(self._hub.events(subscriber)) as events:
             try:
-                event = await first(events)
+                event = await self._hub.first(events)
             except errors.Error as error:
                 await refuse(send, error, request_id)
                 return
@@ -379,7 +428,7 @@ class LiveEvents:
 
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
-            event = await first(events)
+            event = await self._hub.first(events)
             headers = [*HEADERS, (b"x-request-id", request.id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
@@ -398,17 +447,6 @@ class LiveEvents:
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-async def first(events: AsyncGenerator[Event, None]) -> Event:
-    """The first event. Raises what the events do, and Unavailable where none comes in time."""
-    event = None
-    with suppress(TimeoutError):
-        async with asyncio.timeout(GREETING_S):
-            event = await anext(events, None)
-    if event is None:
-        raise errors.Unavailable("the mesh tells nothing now")
-    return event
-
-
 async def refuse(send: Send, error: errors.Error, request_id: str) -> None:
     """Answers a wish for a WebSocket as any request that is refused."""
     answer = problems.answer(error, request_id)
@@ -422,6 +460,11 @@ async def cancelled(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+
+
+def weight(item: tuple[int, list[bytes]]) -> int:
+    """How many posts a client asks for."""
+    return len(item[1])
 
 
 def event_of(kind: str, token: bytes, **said: Any) -> Event:

@@ -7,6 +7,7 @@ it said within the last minute goes on to be used.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ CACHED_IDS = 24_000_000
 """Ids kept in memory at the most, over all viewers: 192 MB, 50,000 viewers who follow 200. Who has more is not kept."""
 ENTRY_IDS = 64
 """What an entry weighs besides its ids, in ids: 0.5 KB."""
+ASKED = 200
+"""Viewers that one question is about, as many as its contract allows."""
 TIMEOUT_S = 1.0
 KEPT_S = 60.0
 """How old relations may be while the graph cannot be reached."""
@@ -129,8 +132,13 @@ class Relations:
                 known[viewer_id] = held
         if not known:
             return current, False
-        found, kept = await self._ask(known)
-        return current | found, kept
+        any_kept = False
+        waiting = iter(known.items())
+        while some := dict(itertools.islice(waiting, ASKED)):
+            found, kept = await self._ask(some)
+            current |= found
+            any_kept |= kept
+        return current, any_kept
 
     async def _ask(self, known: Mapping[int, Relation | None]) -> tuple[dict[int, Relation], bool]:
         asked = time.monotonic()

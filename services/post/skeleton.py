@@ -23,6 +23,7 @@ async def get_posts(hot: HotPosts, sights: Sights, request: pb.BatchGetPostsRequ
             Viewer(item.viewer_id, item.relations_version, item.relations_kept),
             list(item.post_ids),
             item.sharers_up_to if item.HasField("sharers_up_to") else None,
+            item.only_alike,
         )
         for item in request.items
     ]

@@ -13,10 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +23,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from feedmesh.event.v1 import event_pb2
-from runtime import errors, ids, members, streams, tail
+from runtime import errors, ids, members, streams, tail, tokens
+from runtime.tokens import Numbers
 from services.timeline import metrics
 from services.timeline.authors import Own
 
@@ -39,10 +39,6 @@ SETTLED_S = 0.5
 """How old the knowledge of what fan-out has done may be."""
 COUNTED = 1_000
 """Entries that fan-out may have before it of one partition until nothing is taken for done."""
-TOKEN = struct.Struct(f">8s{streams.PARTITIONS}Q")
-
-Numbers = tuple[int, ...]
-"""How many events of each partition there were."""
 
 
 class Item(NamedTuple):
@@ -51,8 +47,6 @@ class Item(NamedTuple):
     partition: int
     number: int
     """Which of all events that the partition ever had."""
-    token: bytes
-    """Where the news stand after it."""
     event_id: int
     author_id: int
     post_id: int
@@ -114,20 +108,28 @@ class News:
     @property
     def here(self) -> bytes:
         """The token of now. Raises Unavailable while the news are not heard."""
+        return self.token(self._here)
+
+    def token(self, numbers: Numbers) -> bytes:
+        """The token of such numbers."""
+        return tokens.pack(self._identity, numbers)
+
+    @property
+    def _here(self) -> Numbers:
         if self._position is None or not self._heard:
             raise errors.Unavailable("what happens cannot be heard")
-        return self._token(numbers_of(self._position))
+        return numbers_of(self._position)
 
-    def since(self, token: bytes) -> list[Item] | None:
-        """What came after a token, oldest first; None where that is not known. Raises Unavailable as `here`."""
-        ends = TOKEN.unpack(self.here)
-        try:
-            identity, *numbers = TOKEN.unpack(token)
-        except struct.error:
+    def numbers(self, token: bytes) -> Numbers | None:
+        """What a token says; None where it is not known what came since. Raises Unavailable as `here`."""
+        ends, said = self._here, tokens.unpack(token)
+        if said is None or said[0] != self._identity:
             return None
-        known = zip(self._begin, numbers, ends[1:], strict=True)
-        if identity != self._identity or not all(begin <= number <= end for begin, number, end in known):
-            return None
+        known = zip(self._begin, said[1], ends, strict=True)
+        return said[1] if all(begin <= number <= end for begin, number, end in known) else None
+
+    def after(self, numbers: Numbers) -> list[Item]:
+        """What came after such numbers, oldest first."""
         found: list[Item] = []
         seen = set[int]()
         for item in reversed(self._items):
@@ -137,28 +139,18 @@ class News:
                 break
         return found[::-1]
 
-    def after(self, token: bytes, items: Iterable[Item]) -> Iterator[Item]:
-        """What came after a token, each with the token of whoever was told up to there from that token on.
-
-        The items' own are of the order in which this replica read them: another may have told more of one partition.
-        """
-        numbers = [*TOKEN.unpack(token)[1:]]
-        for item in items:
-            numbers[item.partition] = item.number
-            yield item._replace(token=self._token(tuple(numbers)))
-
     def by_authors(self, since: Mapping[int, int]) -> list[Item]:
         """What is known of authors' posts, of each above an id, oldest first."""
         lowest = min(since.values(), default=ids.MAX_ID)
         latest = itertools.takewhile(lambda item: item.event_id > lowest, reversed(self._items))
         return [item for item in latest if item.post_id > since.get(item.author_id, ids.MAX_ID)][::-1]
 
-    async def settled(self) -> bytes:
-        """A token up to which fan-out has done its work: whoever reads a feed now misses nothing that is older.
+    async def settled(self) -> Numbers:
+        """The numbers up to which fan-out has done its work: whoever reads a feed now misses nothing that is older.
 
         Raises Unavailable.
         """
-        _ = self.here
+        _ = self._here
         looked, numbers = self._settled
         if time.monotonic() - looked > SETTLED_S or not numbers:
             looked, identity = time.monotonic(), self._identity
@@ -166,14 +158,13 @@ class News:
                 found = [await self._settled_of(partition) for partition in range(streams.PARTITIONS)]
             except (RedisError, OSError) as error:
                 raise errors.Unavailable(f"Redis cannot be used: {error!r}") from None
-            _ = self.here
+            ends = self._here
             if identity != self._identity:
                 raise errors.Unavailable("what happens cannot be heard")
-            assert self._position is not None
-            known = zip(self._begin, found, numbers_of(self._position), strict=True)
+            known = zip(self._begin, found, ends, strict=True)
             numbers = tuple(max(begin, min(number, end)) for begin, number, end in known)
             self._settled = (looked, numbers)
-        return self._token(tuple(map(max, numbers, self._begin)))
+        return tuple(map(max, numbers, self._begin))
 
     async def _settled_of(self, partition: int) -> int:
         """How many events of a partition, from the first on, fan-out has done with."""
@@ -191,22 +182,16 @@ class News:
         left = await self.events.xrange(key, min=f"{below[0]}-{below[1]}", count=COUNTED) or ()
         return end.added - len(left) if len(left) < COUNTED else 0
 
-    def _token(self, numbers: Numbers) -> bytes:
-        return TOKEN.pack(self._identity, *numbers)
-
     def _forget(self, position: tail.Position) -> None:
         self._position, self._begin, self._settled = position, numbers_of(position), (0.0, ())
-        self._identity = hashlib.sha256(position.run_id.encode() + b" " + position.marker).digest()[:8]
+        self._identity = hashlib.sha256(position.run_id.encode() + b" " + position.marker).digest()[: tokens.NAME_BYTES]
         self._items.clear()
         self._known.clear()
 
     def _heed(self, batch: tail.Batch) -> list[Item]:
-        assert self._position is not None
-        numbers = [*numbers_of(self._position)]
         self._position = batch.position
         new: list[Item] = []
         for partition, number, event, is_again in batch.entries:
-            numbers[partition] = number
             if event.HasField("author_erased"):
                 gone_id = event.author_erased.user_id
                 self._items = deque(item for item in self._items if item.author_id != gone_id)
@@ -217,7 +202,7 @@ class News:
             if is_again:
                 # Redis lost it. Whoever watches is told of the gap, and then reads what is made anew from Postgres.
                 continue
-            new.append(Item(partition, number, self._token(tuple(numbers)), event.event_id, *made))
+            new.append(Item(partition, number, event.event_id, *made))
             self._known.add(event.event_id)
         self._items += new
         while len(self._items) > KEPT:

@@ -14,7 +14,8 @@ from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import MAX_BATCH_POSTS, most_posts, require_fitting
 from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
-from services.timeline.watch import Watches, show_added
+from services.timeline.show import show_live
+from services.timeline.watch import Watches
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineService"]
 Feeds = wire.closed(pb.BatchGetFeedResponse.DESCRIPTOR, [pb.GetFeedResponse.DESCRIPTOR])
@@ -43,10 +44,8 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     ) -> AsyncGenerator[pb.WatchFeedResponse, None]:
         return self.watches.watch(request_iterator)
 
-    async def BatchGetAddedPosts(
-        self, request: pb.BatchGetAddedPostsRequest, context: Any
-    ) -> pb.BatchGetAddedPostsResponse:
-        return await show_added(self.parts, request)
+    async def BatchGetLivePosts(self, request: pb.BatchGetLivePostsRequest, context: Any) -> bytes:  # type: ignore[override]
+        return await show_live(self.parts, request)
 
     async def BatchGetFeed(self, request: pb.BatchGetFeedRequest, context: Any) -> bytes:  # type: ignore[override]
         require_fitting(sum(map(most_posts, request.items)))

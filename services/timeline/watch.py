@@ -4,8 +4,8 @@
                                                                                           ▲
     topic `graph` ── who follows whom anew ───────────────────────────────────────────────┘
 
-What is told is where to look. What of it somebody may see and wants to, `show_added` decides when it is shown, by
-relations as of then: so nobody is shown what was hidden from them after it was told.
+What is told is where to look. What of it somebody may see and wants to, show.py decides when it is shown, by relations
+as of then: so nobody is shown what was hidden from them after it was told.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
-from runtime import errors, members, tail, wire
-from runtime.members import Members
+from runtime import errors, tail
 from runtime.relations import Relation, Relations
+from runtime.tokens import Numbers
 from services.timeline import metrics
-from services.timeline.feed import Parts, Posts
 from services.timeline.news import Item, News
-from services.timeline.skeleton import Viewer
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +33,20 @@ FOLLOWS_S = 0.1
 """How often it is looked at who follows whom anew."""
 HERE_S = 1.0
 """How often all watchers are told where they are."""
-ASKED = 200
-"""People whose relations are asked for at once."""
+BEGUN = 200
+"""Watchers that begin, and people whose relations are asked for, at once."""
 RELATIONS_TIMEOUT_S = 2.0
 AGAIN_S = 0.5
 """After how long it is tried again to begin watchers that could not."""
 MAX_WATCHERS = 50_000
 """Of one replica: some 8 KB each for who follows 200."""
-BEGUN = 100
-"""Watchers that begin without a pause."""
 MAX_UNREAD = 10_000
 """Events that may wait for a stream's caller."""
+TOLD, NAMED = 500, 50_000
+"""Events of one message; and watchers whom they name, besides those of one event."""
 
 SlowError = errors.Unavailable("the caller reads too slowly")
-Event = pb.WatchFeedResponse
+Event = pb.WatchFeedResponse.Event
 
 
 @dataclass(eq=False)
@@ -63,9 +59,10 @@ class Watcher:
     stream: Stream
     relation: Relation
 
-    def reads(self, author_id: int) -> bool:
-        """Whether what this author wrote may stand in the feed."""
-        return author_id == self.user_id or self.relation.follows(author_id)
+    @property
+    def author_ids(self) -> list[int]:
+        """Whose posts may stand in the feed."""
+        return [*self.relation.following.tolist(), self.user_id]
 
 
 @dataclass(eq=False)
@@ -96,19 +93,24 @@ class Stream:
         if not self._ended.done():
             self._ended.set_exception(error)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """What is told. Raises what the stream ends with."""
+    async def messages(self) -> AsyncGenerator[pb.WatchFeedResponse, None]:
+        """What is told, as much together as there is. Raises what the stream ends with."""
         while True:
-            event = asyncio.ensure_future(self._unread.get())
+            waiting = asyncio.ensure_future(self._unread.get())
             try:
-                await asyncio.wait((event, self._ended), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((waiting, self._ended), return_when=asyncio.FIRST_COMPLETED)
                 if self._ended.done():
                     self._ended.result()
+                events = [waiting.result()]
+                named = len(events[0].watcher_ids)
+                while not self._unread.empty() and len(events) < TOLD and named < NAMED:
+                    events.append(self._unread.get_nowait())
+                    named += len(events[-1].watcher_ids)
                 if self._unread.qsize() <= MAX_UNREAD // 2:
                     self.room.set()
-                yield event.result()
+                yield pb.WatchFeedResponse(events=events)
             finally:
-                event.cancel()
+                waiting.cancel()
 
 
 class Watches:
@@ -125,7 +127,7 @@ class Watches:
         self._count = 0
         metrics.WATCHERS.set_function(lambda: self._count)
 
-    async def watch(self, requests: AsyncIterable[pb.WatchFeedRequest]) -> AsyncGenerator[Event, None]:
+    async def watch(self, requests: AsyncIterable[pb.WatchFeedRequest]) -> AsyncGenerator[pb.WatchFeedResponse, None]:
         """One caller's stream. Raises Unavailable when it reads too slowly or the news cannot be heard."""
         stream = Stream()
         self._streams.add(stream)
@@ -148,8 +150,8 @@ class Watches:
 
         reading = asyncio.create_task(read())
         try:
-            async for event in stream.events():
-                yield event
+            async for message in stream.messages():
+                yield message
         finally:
             reading.cancel()
             for number in [*stream.watchers]:
@@ -162,12 +164,12 @@ class Watches:
         """Tells all watchers where they are. Always False."""
         if self._streams:
             try:
-                token = self._news.here
+                here = pb.WatchFeedResponse.Here(token=self._news.here)
             except errors.Unavailable:
                 return False
             for stream in self._streams:
                 if stream.watchers:
-                    stream.put(Event(here=pb.WatchFeedResponse.Here(), token=token))
+                    stream.put(Event(here=here))
         return False
 
     async def follow(self) -> bool:
@@ -201,7 +203,8 @@ class Watches:
                 log.debug("watchers cannot begin: %s", error.message)
             await asyncio.sleep(AGAIN_S)
         # From here on without a pause: what is told from memory is followed by what is new.
-        by_token: dict[bytes, list[Watcher]] = {}
+        begun: list[tuple[Watcher, Numbers]] = []
+        greeted: dict[tuple[str, Numbers], list[int]] = {}
         for each in {each.watcher_id: each for each in wanted}.values():
             self._leave(stream, each.watcher_id)
             relation = relations.get(each.user_id)
@@ -209,17 +212,32 @@ class Watches:
                 stream.put(Event(refused=pb.WatchFeedResponse.Refused(), watcher_ids=[each.watcher_id]))
                 continue
             watcher = Watcher(each.watcher_id, each.user_id, stream, relation)
-            by_token.setdefault(each.token, []).append(watcher)
             self._enter(watcher)
-        for token, watchers in by_token.items():
-            items = self._news.since(token) if token else None
-            start = settled if items is None else token
-            greeting = Event(watcher_ids=numbers_of(watchers), token=start)
-            (greeting.gap if token and items is None else greeting.here).SetInParent()
-            stream.put(greeting)
-            for item in self._news.after(start, (self._news.since(start) or ()) if items is None else items):
-                if some := [watcher for watcher in watchers if watcher.reads(item.author_id)]:
-                    stream.put(told(item, numbers_of(some)))
+            known = self._news.numbers(each.token) if each.token else None
+            start = settled if known is None else known
+            begun.append((watcher, start))
+            kind = "gap" if each.token and known is None else "here"
+            greeted.setdefault((kind, start), []).append(watcher.number)
+        for (kind, start), numbers in greeted.items():
+            event = Event(watcher_ids=numbers)
+            getattr(event, kind).token = self._news.token(start)
+            stream.put(event)
+        self._catch_up(stream, begun)
+
+    def _catch_up(self, stream: Stream, begun: Sequence[tuple[Watcher, Numbers]]) -> None:
+        """Tells each watcher what came since it was where it begins."""
+        items = self._news.after(tuple(map(min, zip(*(start for _, start in begun), strict=True)))) if begun else []
+        if not items:
+            return
+        readers: dict[int, list[tuple[int, Numbers]]] = {}
+        for watcher, start in begun:
+            for author_id in watcher.author_ids:
+                readers.setdefault(author_id, []).append((watcher.number, start))
+        for item in items:
+            if some := [
+                number for number, start in readers.get(item.author_id, ()) if item.number > start[item.partition]
+            ]:
+                stream.put(told(item, some))
 
     def _tell(self, items: Sequence[Item]) -> None:
         """Tells what is new to those whom it concerns."""
@@ -249,11 +267,11 @@ class Watches:
             discard(self._by_user, watcher.user_id, watcher)
 
     def _index(self, watcher: Watcher) -> None:
-        for author_id in (*watcher.relation.following.tolist(), watcher.user_id):
+        for author_id in watcher.author_ids:
             self._by_author.setdefault(author_id, set()).add(watcher)
 
     def _unindex(self, watcher: Watcher) -> None:
-        for author_id in (*watcher.relation.following.tolist(), watcher.user_id):
+        for author_id in watcher.author_ids:
             discard(self._by_author, author_id, watcher)
 
     async def _look_again(self, user_ids: Collection[int]) -> None:
@@ -271,24 +289,18 @@ class Watches:
                 follows = zip(relation.following.tolist(), relation.follow_ids.tolist(), strict=True)
                 since = {author_id: follow_id for author_id, follow_id in follows if author_id not in before}
                 for item in self._news.by_authors(since):
-                    # Not its token: what others wrote before it was told already.
-                    watcher.stream.put(told(item._replace(token=self._news.here), [watcher.number]))
+                    watcher.stream.put(told(item, [watcher.number]))
 
     async def _relations_of(self, user_ids: Collection[int]) -> dict[int, Relation]:
         found: dict[int, Relation] = {}
         waiting = iter(user_ids)
-        while some := list(itertools.islice(waiting, ASKED)):
+        while some := list(itertools.islice(waiting, BEGUN)):
             try:
                 async with asyncio.timeout(RELATIONS_TIMEOUT_S):
                     found |= (await self._relations.of(some))[0]
             except TimeoutError:
                 raise errors.Unavailable("the graph took too long") from None
         return found
-
-
-def numbers_of(watchers: Iterable[Watcher]) -> list[int]:
-    """What their caller calls them."""
-    return [watcher.number for watcher in watchers]
 
 
 def discard(index: dict[int, set[Watcher]], key: int, watcher: Watcher) -> None:
@@ -302,71 +314,10 @@ def discard(index: dict[int, set[Watcher]], key: int, watcher: Watcher) -> None:
 
 def told(item: Item, numbers: Sequence[int]) -> Event:
     """A piece of news as an event for some watchers."""
-    event = Event(watcher_ids=numbers, token=item.token)
+    event = Event(watcher_ids=numbers, partition=item.partition, number=item.number)
     if item.member:
         event.added.member = item.member
     else:
         event.removed.post_id = item.post_id
     metrics.WATCH_EVENTS.labels("added" if item.member else "removed").inc(len(numbers))
     return event
-
-
-async def show_added(parts: Parts, request: pb.BatchGetAddedPostsRequest) -> pb.BatchGetAddedPostsResponse:
-    """Those of the posts that stand in each person's feed now, as they are now. Raises Unavailable."""
-    wanted = members.unpack_each([item.members for item in request.items])
-    relations, kept = await parts.relations.of(list({item.user_id for item in request.items}))
-    viewers = [
-        Viewer(item.user_id, relation, kept) if (relation := relations.get(item.user_id)) is not None else None
-        for item in request.items
-    ]
-    rows = [
-        each[[viewer is not None and followed(viewer, author_id) for author_id in each[:, 1].tolist()]]
-        for viewer, each in zip(viewers, wanted, strict=True)
-    ]
-    asked = post_pb2.BatchGetPostsRequest()
-    places = [at for at, each in enumerate(rows) if len(each)]
-    for at in places:
-        viewer = viewers[at]
-        assert viewer is not None
-        asked.items.add(
-            viewer_id=viewer.user_id,
-            post_ids=rows[at][:, 2].tolist(),
-            relations_version=viewer.relation.version,
-            relations_kept=viewer.kept,
-            sharers_up_to=int(rows[at][:, 0].max()),
-        )
-    response = pb.BatchGetAddedPostsResponse(items=[pb.BatchGetAddedPostsResponse.Item() for _ in viewers])
-    if not places:
-        return response
-    answer = await parts.hydrate(asked)
-    for at, item in zip(places, answer.items, strict=True):
-        viewer = viewers[at]
-        assert viewer is not None
-        page, post_ids = standing(viewer, rows[at], item)
-        response.items[at].page.ParseFromString(page)
-        response.items[at].post_ids.extend(post_ids)
-    return response
-
-
-def followed(viewer: Viewer, author_id: int) -> bool:
-    """Whether what this author wrote or shared stands in a viewer's feed."""
-    return author_id == viewer.user_id or (viewer.relation.follows(author_id) and not viewer.relation.mutes(author_id))
-
-
-def standing(viewer: Viewer, rows: Members, item: Any) -> tuple[bytes, list[int]]:
-    """Of posts that a viewer may see, a PostPage of those that stand in the feed, and their ids.
-
-    Not what a muted author wrote and somebody shared, nor what was shared where the share has been taken back.
-    """
-    seen = members.unpack(item.members)
-    shares = set(members.unpack(item.shares)[:, 0].tolist())
-    writers = dict(zip(seen[:, 0].tolist(), seen[:, 1].tolist(), strict=True))
-    posts = dict(zip(writers, Posts.FromString(item.page).posts, strict=True))
-    shown = [
-        original_id
-        for post_id, _, original_id in rows.tolist()
-        if original_id in posts
-        and not viewer.relation.mutes(writers[original_id])
-        and (post_id == original_id or post_id in shares)
-    ]
-    return b"".join(wire.listed(posts[post_id]) for post_id in dict.fromkeys(shown)), list(dict.fromkeys(shown))

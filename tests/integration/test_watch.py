@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_Time
 from gateway import live
 from gateway.live import Hub, Subscriber
 from launch.valkey import Running as Valkey
-from runtime import client, errors, members
+from runtime import client, errors, members, tokens
 from services.timeline import news, watch
-from services.timeline.news import TOKEN, News
+from services.timeline.news import News
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.watch import Watches
 from tests.fakes.databases import Databases
@@ -30,6 +30,7 @@ from tests.integration.mesh_world import World, mesh
 if TYPE_CHECKING:
     from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
 
+Event = pb.WatchFeedResponse.Event
 ANN, BOB, EVE = range(3)
 PATIENCE_S = 10.0
 QUIET_S = 0.2
@@ -58,7 +59,9 @@ class Caller:
     """A caller's stream."""
 
     requests: asyncio.Queue[pb.WatchFeedRequest] = field(default_factory=asyncio.Queue)
-    answers: asyncio.Queue[pb.WatchFeedResponse | errors.Error] = field(default_factory=asyncio.Queue)
+    answers: asyncio.Queue[Event | errors.Error] = field(default_factory=asyncio.Queue)
+    tokens: dict[int, bytes] = field(default_factory=dict)
+    """Where each watcher goes on."""
 
     async def read(self, stub: TimelineServiceAsyncStub) -> None:
         """Reads until it is cancelled."""
@@ -71,7 +74,8 @@ class Caller:
         try:
             async with aclosing(stream):
                 async for answer in stream:
-                    self.answers.put_nowait(answer)
+                    for event in answer.events:
+                        self.answers.put_nowait(event)
         except errors.Error as error:
             self.answers.put_nowait(error)
 
@@ -86,25 +90,27 @@ class Caller:
         """Ends watchers."""
         self.requests.put_nowait(pb.WatchFeedRequest(end=numbers))
 
-    async def next(self) -> pb.WatchFeedResponse:
+    async def next(self) -> Event:
         """The next event."""
         async with asyncio.timeout(PATIENCE_S):
             answer = await self.answers.get()
         if isinstance(answer, errors.Error):
             raise answer
+        for number in answer.watcher_ids:
+            told = answer.here.token or answer.gap.token
+            self.tokens[number] = told or tokens.moved(self.tokens.get(number, b""), answer.partition, answer.number)
         return answer
 
     async def posts(self, *expected: int) -> bytes:
-        """Sees to it that these posts come now, in any order, and nothing else; the last token."""
-        found, token = [], b""
+        """Sees to it that these posts come now, in any order, and nothing else; the first watcher's last token."""
+        found = []
         for _ in expected:
             event = await self.next()
             assert event.HasField("added"), event
             found.append(int(members.unpack(event.added.member)[0, 0]))
-            token = event.token
         assert sorted(found) == sorted(expected)
         await self.nothing()
-        return token
+        return next(iter(self.tokens.values()))
 
     async def nothing(self) -> None:
         """Sees to it that nothing comes."""
@@ -153,7 +159,7 @@ class Scene:
         event = await caller.next()
         assert (event.WhichOneof("event"), list(event.watcher_ids)) == ("here", [1])
         await replica.look()
-        return caller, event.token
+        return caller, event.here.token
 
     async def write(self, person: int, *, followers_only: bool = False) -> int:
         """A post that everybody could have heard of."""
@@ -203,7 +209,7 @@ async def test_one_event_names_all_watchers_of_a_stream_and_who_has_ended_none(s
     assert list((await caller.next()).watcher_ids) == [4]
     await replica.watches.say_where()
     here = await caller.next()
-    assert (here.HasField("here"), list(here.watcher_ids), here.token) == (True, [], replica.news.here)
+    assert (here.HasField("here"), list(here.watcher_ids), here.here.token) == (True, [], replica.news.here)
     await caller.nothing()
 
 
@@ -211,22 +217,22 @@ async def test_one_event_names_all_watchers_of_a_stream_and_who_has_ended_none(s
 async def test_from_any_token_on_all_comes_once_at_any_replica(scene: Scene, number: int) -> None:
     replica = await scene.replica()
     caller, token = await scene.watch(replica, ANN)
-    tokens = [token]
+    reached = [token]
     expected = [await scene.write(BOB) for _ in range(9)]
     await replica.look()
     told = []
     for _ in expected:
         event = await caller.next()
         told.append(int(members.unpack(event.added.member)[0, 0]))
-        tokens.append(event.token)
+        reached.append(caller.tokens[1])
     assert sorted(told) == expected
     # As after a restart: it has heard nothing but what the streams keep.
     other = await scene.replica(number)
-    for at, token in enumerate(tokens):
+    for at, token in enumerate(reached):
         again = await scene.call(other)
         again.begin((7, scene.people[ANN], token))
         here = await again.next()
-        assert (here.HasField("here"), here.token, list(here.watcher_ids)) == (True, token, [7])
+        assert (here.here.token, list(here.watcher_ids)) == (token, [7])
         await again.posts(*told[at:])
     new = await scene.write(BOB)
     await other.look()
@@ -250,7 +256,7 @@ async def test_who_leaves_in_the_midst_of_catching_up_is_told_nothing_twice(scen
         assert (await again.next()).HasField("here")
         event = await again.next()
         told.append(int(members.unpack(event.added.member)[0, 0]))
-        token = event.token
+        token = again.tokens[1]
     assert sorted(told) == rest
 
 
@@ -275,12 +281,12 @@ async def test_what_a_token_does_not_tell_is_a_gap(scene: Scene, monkeypatch: py
     for _ in range(8):
         await scene.write(BOB)
     await replica.look()
-    identity, *numbers = TOKEN.unpack(replica.news.here)
+    store, numbers = tokens.unpack(replica.news.here) or (b"", ())
     strange = {
         "ancient": ancient,
-        "forged": b"\xff" * TOKEN.size,
-        "of another mesh": TOKEN.pack(b"\0" * 8, *numbers),
-        "of what has not happened yet": TOKEN.pack(identity, *(number + 1 for number in numbers)),
+        "forged": b"\xff" * tokens.LAYOUT.size,
+        "of another mesh": tokens.pack(b"\0" * 8, numbers),
+        "of what has not happened yet": tokens.pack(store, [number + 1 for number in numbers]),
         "garbage": b"?",
     }
     for token in strange.values():
@@ -288,7 +294,7 @@ async def test_what_a_token_does_not_tell_is_a_gap(scene: Scene, monkeypatch: py
         caller.begin((1, scene.people[ANN], token))
         event = await caller.next()
         assert event.HasField("gap")
-        assert replica.news.since(event.token) == []
+        assert replica.news.after(replica.news.numbers(event.gap.token) or ()) == []
         post_id = await scene.write(BOB)
         await replica.look()
         await caller.posts(post_id)
@@ -366,9 +372,9 @@ async def test_a_caller_who_does_not_read_is_cut_off_and_holds_nothing(
     replica = await scene.replica()
     stream = watch.Stream()
     for number in range(7):
-        stream.put(pb.WatchFeedResponse(token=bytes([number])))
+        stream.put(Event(number=number))
     with pytest.raises(errors.Unavailable, match="slowly"):
-        async for _ in stream.events():
+        async for _ in stream.messages():
             pass
     await scene.watch(replica, ANN)
     await scene.stack.aclose()
@@ -391,10 +397,12 @@ async def test_nobody_watches_a_feed_of_nobody(scene: Scene) -> None:
 
 
 async def shown(replica: Replica, viewer_id: int, *rows: tuple[int, int, int]) -> list[post_pb2.Post]:
-    item = pb.BatchGetAddedPostsRequest.Item(user_id=viewer_id, members=members.pack(rows))
-    [answer] = (await replica.stub.BatchGetAddedPosts(pb.BatchGetAddedPostsRequest(items=[item]))).items
-    assert [post.post_id for post in answer.page.posts] == list(answer.post_ids)
-    return list(answer.page.posts)
+    request = pb.BatchGetLivePostsRequest()
+    for row in rows:
+        request.items.add(member=members.pack_one(*row), user_ids=[viewer_id])
+    answers = (await replica.stub.BatchGetLivePosts(request)).items
+    assert all(list(view.viewers) == [0] for answer in answers for view in answer.views)
+    return [view.post for answer in answers for view in answer.views]
 
 
 async def test_what_was_told_is_shown_as_it_is_by_then_and_only_if_it_may_be(scene: Scene) -> None:
@@ -446,24 +454,32 @@ async def test_a_share_is_shown_as_its_original_while_it_is_shared(scene: Scene)
     assert not await shown(replica, ann, told)
 
 
-async def test_each_item_is_its_viewers_own(scene: Scene) -> None:
-    replica = await scene.replica()
+async def test_each_viewer_sees_a_post_in_their_own_way(scene: Scene) -> None:
+    replica, world = await scene.replica(), scene.world
     ann, bob, eve = scene.people
     posts = [await scene.write(BOB), await scene.write(EVE), await scene.write(BOB, followers_only=True)]
-    rows: Sequence[tuple[int, int, int]] = [
-        (posts[0], bob, posts[0]),
-        (posts[1], eve, posts[1]),
-        (posts[2], bob, posts[2]),
+    liked = await scene.write(BOB)
+    await world.like(ann, liked)
+    viewers = [ann, bob, eve, 99, ann]
+    rows = [(posts[0], bob), (posts[1], eve), (posts[2], bob), (liked, bob)]
+    request = pb.BatchGetLivePostsRequest()
+    for post_id, author_id in rows:
+        request.items.add(member=members.pack_one(post_id, author_id, post_id), user_ids=viewers)
+    answers = (await replica.stub.BatchGetLivePosts(request)).items
+    assert [[(view.post.post_id, view.post.liked, list(view.viewers)) for view in each.views] for each in answers] == [
+        [(posts[0], False, [0, 1, 4])],
+        [(posts[1], False, [2])],
+        [(posts[2], False, [0, 1, 4])],
+        [(liked, True, [0, 4]), (liked, False, [1])],
     ]
-    request = pb.BatchGetAddedPostsRequest(
-        items=[
-            pb.BatchGetAddedPostsRequest.Item(user_id=user_id, members=members.pack(rows))
-            for user_id in (ann, bob, eve, 99, ann)
-        ]
-    )
-    answers = (await replica.stub.BatchGetAddedPosts(request)).items
-    of_ann = [posts[0], posts[2]]
-    assert [list(answer.post_ids) for answer in answers] == [of_ann, of_ann, [posts[1]], [], of_ann]
+    # More than the graph is asked about at once.
+    del request.items[1:]
+    request.items[0].user_ids[:] = [*range(1, 500), ann]
+    [answer] = (await replica.stub.BatchGetLivePosts(request)).items
+    assert [list(view.viewers) for view in answer.views] == [[499]]
+    request.items[0].user_ids.extend([ann] * 1_000)
+    with pytest.raises(errors.InvalidArgument, match="1000 people"):
+        await replica.stub.BatchGetLivePosts(request)
 
 
 # The gateway's end.

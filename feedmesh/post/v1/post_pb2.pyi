@@ -1197,6 +1197,7 @@ class BatchGetPostsRequest(_message.Message):
         RELATIONS_KEPT_FIELD_NUMBER: _builtins.int
         SHARERS_UP_TO_FIELD_NUMBER: _builtins.int
         OWN_AS_OF_FIELD_NUMBER: _builtins.int
+        ONLY_ALIKE_FIELD_NUMBER: _builtins.int
         viewer_id: _builtins.int
         """viewer_id is who will see the posts; 0 means a stranger."""
         relations_version: _builtins.int
@@ -1215,6 +1216,10 @@ class BatchGetPostsRequest(_message.Message):
         """own_as_of is as_of of the BatchListNewest, or of a later BatchGetPosts that told of no change, by which the caller
         knows what the viewer wrote. Absent where it does not go by that.
         """
+        only_alike: _builtins.bool
+        """only_alike leaves out what is not the same to all who see what is public: shares, quotes, and posts that somebody has
+        liked or shared.
+        """
         @_builtins.property
         def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """post_ids are the posts, at most 200."""
@@ -1228,10 +1233,11 @@ class BatchGetPostsRequest(_message.Message):
             relations_kept: _builtins.bool = ...,
             sharers_up_to: _builtins.int | None = ...,
             own_as_of: _builtins.int | None = ...,
+            only_alike: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of", "_sharers_up_to", b"_sharers_up_to", "own_as_of", b"own_as_of", "sharers_up_to", b"sharers_up_to"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of", "_sharers_up_to", b"_sharers_up_to", "own_as_of", b"own_as_of", "post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "sharers_up_to", b"sharers_up_to", "viewer_id", b"viewer_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of", "_sharers_up_to", b"_sharers_up_to", "only_alike", b"only_alike", "own_as_of", b"own_as_of", "post_ids", b"post_ids", "relations_kept", b"relations_kept", "relations_version", b"relations_version", "sharers_up_to", b"sharers_up_to", "viewer_id", b"viewer_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         _WhichOneofReturnType__own_as_of: _TypeAlias = _typing.Literal["own_as_of"]  # noqa: Y015
         _WhichOneofArgType__own_as_of: _TypeAlias = _typing.Literal["_own_as_of", b"_own_as_of"]  # noqa: Y015

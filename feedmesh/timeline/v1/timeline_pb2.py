@@ -30,7 +30,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a!feedmesh/ranking/v1/ranking.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"`\n\x13\x42\x61tchGetFeedRequest\x12I\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\r\xbaH\n\x92\x01\x07\x10@\"\x03\xd8\x01\x03R\x05items\"\xdd\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1a~\n\x04Item\x12?\n\x06result\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x06result\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\xf4\x01\n\x10WatchFeedRequest\x12O\n\x05\x62\x65gin\x18\x01 \x03(\x0b\x32..feedmesh.timeline.v1.WatchFeedRequest.WatcherB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05\x62\x65gin\x12\x1b\n\x03\x65nd\x18\x02 \x03(\x03\x42\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x03\x65nd\x1ar\n\x07Watcher\x12\x1d\n\nwatcher_id\x18\x01 \x01(\x03R\twatcherId\x12)\n\x07user_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x1d\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@R\x05token\"\x98\x04\n\x11WatchFeedResponse\x12\x42\n\x04here\x18\x01 \x01(\x0b\x32,.feedmesh.timeline.v1.WatchFeedResponse.HereH\x00R\x04here\x12?\n\x03gap\x18\x02 \x01(\x0b\x32+.feedmesh.timeline.v1.WatchFeedResponse.GapH\x00R\x03gap\x12\x45\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0b\x32-.feedmesh.timeline.v1.WatchFeedResponse.AddedH\x00R\x05\x61\x64\x64\x65\x64\x12K\n\x07removed\x18\x04 \x01(\x0b\x32/.feedmesh.timeline.v1.WatchFeedResponse.RemovedH\x00R\x07removed\x12K\n\x07refused\x18\x05 \x01(\x0b\x32/.feedmesh.timeline.v1.WatchFeedResponse.RefusedH\x00R\x07refused\x12\x1f\n\x0bwatcher_ids\x18\x06 \x03(\x03R\nwatcherIds\x12\x14\n\x05token\x18\x07 \x01(\x0cR\x05token\x1a\x06\n\x04Here\x1a\x05\n\x03Gap\x1a\x1f\n\x05\x41\x64\x64\x65\x64\x12\x16\n\x06member\x18\x01 \x01(\x0cR\x06member\x1a\"\n\x07Removed\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x1a\t\n\x07RefusedB\x07\n\x05\x65vent\"\xc8\x01\n\x19\x42\x61tchGetAddedPostsRequest\x12T\n\x05items\x18\x01 \x03(\x0b\x32\x34.feedmesh.timeline.v1.BatchGetAddedPostsRequest.ItemB\x08\xbaH\x05\x92\x01\x02\x10@R\x05items\x1aU\n\x04Item\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\"\n\x07members\x18\x02 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\xa4\x03R\x07members\"\xbc\x01\n\x1a\x42\x61tchGetAddedPostsResponse\x12K\n\x05items\x18\x01 \x03(\x0b\x32\x35.feedmesh.timeline.v1.BatchGetAddedPostsResponse.ItemR\x05items\x1aQ\n\x04Item\x12.\n\x04page\x18\x01 \x01(\x0b\x32\x1a.feedmesh.post.v1.PostPageR\x04page\x12\x19\n\x08post_ids\x18\x02 \x03(\x03R\x07postIds\"u\n\x11LiveEventsRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x35\n\rlast_event_id\x18\x02 \x01(\tB\x11\xa2\xb5\x18\rLast-Event-IDR\x0blastEventId\"N\n\x0bLiveRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"j\n\x12\x45xplainPostRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12)\n\x07post_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06postId\"\xab\x03\n\x13\x45xplainPostResponse\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x17\n\x07in_feed\x18\x02 \x01(\x08R\x06inFeed\x12=\n\x06\x66ilter\x18\x03 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedFilterH\x00R\x06\x66ilter\x88\x01\x01\x12=\n\x06source\x18\x04 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedSourceH\x01R\x06source\x88\x01\x01\x12\x1e\n\x08place_id\x18\x05 \x01(\x03H\x02R\x07placeId\x88\x01\x01\x12\x35\n\tshared_by\x18\x06 \x03(\x0b\x32\x18.feedmesh.post.v1.SharerR\x08sharedBy\x12\x32\n\x04rank\x18\x07 \x01(\x0b\x32\x19.feedmesh.ranking.v1.RankH\x03R\x04rank\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x08 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\t\n\x07_filterB\t\n\x07_sourceB\x0b\n\t_place_idB\x07\n\x05_rank*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02*\xa1\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44_SOURCE_OWN\x10\x01\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PUSHED\x10\x02\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PULLED\x10\x03\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_STORED\x10\x04\x12\x19\n\x15\x46\x45\x45\x44_SOURCE_IN_FLIGHT\x10\x05*|\n\nFeedFilter\x12\x1b\n\x17\x46\x45\x45\x44_FILTER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_NOT_FOLLOWED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_FILTER_MUTED\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_SHARER_MUTED\x10\x03\x32\xd7\x04\n\x0fTimelineService\x12u\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\x1d\xaa\xb5\x18\x0c\x42\x61tchGetFeed\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12y\n\x0b\x45xplainPost\x12(.feedmesh.timeline.v1.ExplainPostRequest\x1a).feedmesh.timeline.v1.ExplainPostResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/feed/explain\x12\x66\n\tWatchFeed\x12&.feedmesh.timeline.v1.WatchFeedRequest\x1a\'.feedmesh.timeline.v1.WatchFeedResponse\"\x04\x88\xb5\x18\x01(\x01\x30\x01\x12}\n\x12\x42\x61tchGetAddedPosts\x12/.feedmesh.timeline.v1.BatchGetAddedPostsRequest\x1a\x30.feedmesh.timeline.v1.BatchGetAddedPostsResponse\"\x04\x88\xb5\x18\x01\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#feedmesh/timeline/v1/timeline.proto\x12\x14\x66\x65\x65\x64mesh.timeline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1b\x66\x65\x65\x64mesh/post/v1/post.proto\x1a!feedmesh/ranking/v1/ranking.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/rpc/status.proto\"\xc4\x01\n\x0eGetFeedRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12$\n\x05limit\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00R\x05limit\x88\x01\x01\x12\x16\n\x06\x63ursor\x18\x03 \x01(\tR\x06\x63ursor\x12?\n\x05order\x18\x04 \x01(\x0e\x32\x1f.feedmesh.timeline.v1.FeedOrderB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x05orderB\x08\n\x06_limit\"\xa4\x01\n\x0fGetFeedResponse\x12,\n\x05posts\x18\x01 \x03(\x0b\x32\x16.feedmesh.post.v1.PostR\x05posts\x12$\n\x0bnext_cursor\x18\x02 \x01(\tH\x00R\nnextCursor\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x03 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\x0e\n\x0c_next_cursor\"`\n\x13\x42\x61tchGetFeedRequest\x12I\n\x05items\x18\x01 \x03(\x0b\x32$.feedmesh.timeline.v1.GetFeedRequestB\r\xbaH\n\x92\x01\x07\x10@\"\x03\xd8\x01\x03R\x05items\"\xdd\x01\n\x14\x42\x61tchGetFeedResponse\x12\x45\n\x05items\x18\x01 \x03(\x0b\x32/.feedmesh.timeline.v1.BatchGetFeedResponse.ItemR\x05items\x1a~\n\x04Item\x12?\n\x06result\x18\x01 \x01(\x0b\x32%.feedmesh.timeline.v1.GetFeedResponseH\x00R\x06result\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\xf4\x01\n\x10WatchFeedRequest\x12O\n\x05\x62\x65gin\x18\x01 \x03(\x0b\x32..feedmesh.timeline.v1.WatchFeedRequest.WatcherB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05\x62\x65gin\x12\x1b\n\x03\x65nd\x18\x02 \x03(\x03\x42\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x03\x65nd\x1ar\n\x07Watcher\x12\x1d\n\nwatcher_id\x18\x01 \x01(\x03R\twatcherId\x12)\n\x07user_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x1d\n\x05token\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@R\x05token\"\xb5\x05\n\x11WatchFeedResponse\x12\x45\n\x06\x65vents\x18\x01 \x03(\x0b\x32-.feedmesh.timeline.v1.WatchFeedResponse.EventR\x06\x65vents\x1a\x1c\n\x04Here\x12\x14\n\x05token\x18\x01 \x01(\x0cR\x05token\x1a\x1b\n\x03Gap\x12\x14\n\x05token\x18\x01 \x01(\x0cR\x05token\x1a\x1f\n\x05\x41\x64\x64\x65\x64\x12\x16\n\x06member\x18\x01 \x01(\x0cR\x06member\x1a\"\n\x07Removed\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x1a\t\n\x07Refused\x1a\xcd\x03\n\x05\x45vent\x12\x42\n\x04here\x18\x01 \x01(\x0b\x32,.feedmesh.timeline.v1.WatchFeedResponse.HereH\x00R\x04here\x12?\n\x03gap\x18\x02 \x01(\x0b\x32+.feedmesh.timeline.v1.WatchFeedResponse.GapH\x00R\x03gap\x12\x45\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0b\x32-.feedmesh.timeline.v1.WatchFeedResponse.AddedH\x00R\x05\x61\x64\x64\x65\x64\x12K\n\x07removed\x18\x04 \x01(\x0b\x32/.feedmesh.timeline.v1.WatchFeedResponse.RemovedH\x00R\x07removed\x12K\n\x07refused\x18\x05 \x01(\x0b\x32/.feedmesh.timeline.v1.WatchFeedResponse.RefusedH\x00R\x07refused\x12\x1f\n\x0bwatcher_ids\x18\x06 \x03(\x03R\nwatcherIds\x12\x16\n\x06number\x18\x07 \x01(\x03R\x06number\x12\x1c\n\tpartition\x18\x08 \x01(\x05R\tpartitionB\x07\n\x05\x65vent\"\xb4\x01\n\x18\x42\x61tchGetLivePostsRequest\x12T\n\x05items\x18\x01 \x03(\x0b\x32\x33.feedmesh.timeline.v1.BatchGetLivePostsRequest.ItemB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01R\x05items\x1a\x42\n\x04Item\x12\x1f\n\x06member\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h\x15R\x06member\x12\x19\n\x08user_ids\x18\x02 \x03(\x03R\x07userIds\"\x89\x02\n\x19\x42\x61tchGetLivePostsResponse\x12J\n\x05items\x18\x01 \x03(\x0b\x32\x34.feedmesh.timeline.v1.BatchGetLivePostsResponse.ItemR\x05items\x1aL\n\x04View\x12*\n\x04post\x18\x01 \x01(\x0b\x32\x16.feedmesh.post.v1.PostR\x04post\x12\x18\n\x07viewers\x18\x02 \x03(\x05R\x07viewers\x1aR\n\x04Item\x12J\n\x05views\x18\x01 \x03(\x0b\x32\x34.feedmesh.timeline.v1.BatchGetLivePostsResponse.ViewR\x05views\"u\n\x11LiveEventsRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x35\n\rlast_event_id\x18\x02 \x01(\tB\x11\xa2\xb5\x18\rLast-Event-IDR\x0blastEventId\"N\n\x0bLiveRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"j\n\x12\x45xplainPostRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\x12)\n\x07post_id\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06postId\"\xab\x03\n\x13\x45xplainPostResponse\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x17\n\x07in_feed\x18\x02 \x01(\x08R\x06inFeed\x12=\n\x06\x66ilter\x18\x03 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedFilterH\x00R\x06\x66ilter\x88\x01\x01\x12=\n\x06source\x18\x04 \x01(\x0e\x32 .feedmesh.timeline.v1.FeedSourceH\x01R\x06source\x88\x01\x01\x12\x1e\n\x08place_id\x18\x05 \x01(\x03H\x02R\x07placeId\x88\x01\x01\x12\x35\n\tshared_by\x18\x06 \x03(\x0b\x32\x18.feedmesh.post.v1.SharerR\x08sharedBy\x12\x32\n\x04rank\x18\x07 \x01(\x0b\x32\x19.feedmesh.ranking.v1.RankH\x03R\x04rank\x88\x01\x01\x12-\n\x08\x64\x65graded\x18\x08 \x03(\tB\x11\x9a\xb5\x18\rFeed-DegradedR\x08\x64\x65gradedB\t\n\x07_filterB\t\n\x07_sourceB\x0b\n\t_place_idB\x07\n\x05_rank*U\n\tFeedOrder\x12\x1a\n\x16\x46\x45\x45\x44_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x45\x44_ORDER_RANKED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_ORDER_LATEST\x10\x02*\xa1\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44_SOURCE_OWN\x10\x01\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PUSHED\x10\x02\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_PULLED\x10\x03\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_STORED\x10\x04\x12\x19\n\x15\x46\x45\x45\x44_SOURCE_IN_FLIGHT\x10\x05*|\n\nFeedFilter\x12\x1b\n\x17\x46\x45\x45\x44_FILTER_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_NOT_FOLLOWED\x10\x01\x12\x15\n\x11\x46\x45\x45\x44_FILTER_MUTED\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44_FILTER_SHARER_MUTED\x10\x03\x32\xd4\x04\n\x0fTimelineService\x12u\n\x07GetFeed\x12$.feedmesh.timeline.v1.GetFeedRequest\x1a%.feedmesh.timeline.v1.GetFeedResponse\"\x1d\xaa\xb5\x18\x0c\x42\x61tchGetFeed\x82\xd3\xe4\x93\x02\x07\x12\x05/feed\x12y\n\x0b\x45xplainPost\x12(.feedmesh.timeline.v1.ExplainPostRequest\x1a).feedmesh.timeline.v1.ExplainPostResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/feed/explain\x12\x66\n\tWatchFeed\x12&.feedmesh.timeline.v1.WatchFeedRequest\x1a\'.feedmesh.timeline.v1.WatchFeedResponse\"\x04\x88\xb5\x18\x01(\x01\x30\x01\x12z\n\x11\x42\x61tchGetLivePosts\x12..feedmesh.timeline.v1.BatchGetLivePostsRequest\x1a/.feedmesh.timeline.v1.BatchGetLivePostsResponse\"\x04\x88\xb5\x18\x01\x12k\n\x0c\x42\x61tchGetFeed\x12).feedmesh.timeline.v1.BatchGetFeedRequest\x1a*.feedmesh.timeline.v1.BatchGetFeedResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,12 +55,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHFEEDREQUEST'].fields_by_name['begin']._serialized_options = b'\272H\006\222\001\003\020\350\007'
   _globals['_WATCHFEEDREQUEST'].fields_by_name['end']._loaded_options = None
   _globals['_WATCHFEEDREQUEST'].fields_by_name['end']._serialized_options = b'\272H\006\222\001\003\020\350\007'
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM'].fields_by_name['user_id']._loaded_options = None
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM'].fields_by_name['user_id']._serialized_options = b'\272H\r\"\013\030\377\377\377\377\377\377\377\017 \000'
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM'].fields_by_name['members']._loaded_options = None
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM'].fields_by_name['members']._serialized_options = b'\272H\005z\003\030\244\003'
-  _globals['_BATCHGETADDEDPOSTSREQUEST'].fields_by_name['items']._loaded_options = None
-  _globals['_BATCHGETADDEDPOSTSREQUEST'].fields_by_name['items']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_BATCHGETLIVEPOSTSREQUEST_ITEM'].fields_by_name['member']._loaded_options = None
+  _globals['_BATCHGETLIVEPOSTSREQUEST_ITEM'].fields_by_name['member']._serialized_options = b'\272H\004z\002h\025'
+  _globals['_BATCHGETLIVEPOSTSREQUEST'].fields_by_name['items']._loaded_options = None
+  _globals['_BATCHGETLIVEPOSTSREQUEST'].fields_by_name['items']._serialized_options = b'\272H\006\222\001\003\020\310\001'
   _globals['_LIVEEVENTSREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_LIVEEVENTSREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H\r\"\013\030\377\377\377\377\377\377\377\017 \000'
   _globals['_LIVEEVENTSREQUEST'].fields_by_name['last_event_id']._loaded_options = None
@@ -79,16 +77,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMELINESERVICE'].methods_by_name['ExplainPost']._serialized_options = b'\202\323\344\223\002\017\022\r/feed/explain'
   _globals['_TIMELINESERVICE'].methods_by_name['WatchFeed']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['WatchFeed']._serialized_options = b'\210\265\030\001'
-  _globals['_TIMELINESERVICE'].methods_by_name['BatchGetAddedPosts']._loaded_options = None
-  _globals['_TIMELINESERVICE'].methods_by_name['BatchGetAddedPosts']._serialized_options = b'\210\265\030\001'
+  _globals['_TIMELINESERVICE'].methods_by_name['BatchGetLivePosts']._loaded_options = None
+  _globals['_TIMELINESERVICE'].methods_by_name['BatchGetLivePosts']._serialized_options = b'\210\265\030\001'
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._loaded_options = None
   _globals['_TIMELINESERVICE'].methods_by_name['BatchGetFeed']._serialized_options = b'\210\265\030\001'
-  _globals['_FEEDORDER']._serialized_start=2849
-  _globals['_FEEDORDER']._serialized_end=2934
-  _globals['_FEEDSOURCE']._serialized_start=2937
-  _globals['_FEEDSOURCE']._serialized_end=3098
-  _globals['_FEEDFILTER']._serialized_start=3100
-  _globals['_FEEDFILTER']._serialized_end=3224
+  _globals['_FEEDORDER']._serialized_start=3063
+  _globals['_FEEDORDER']._serialized_end=3148
+  _globals['_FEEDSOURCE']._serialized_start=3151
+  _globals['_FEEDSOURCE']._serialized_end=3312
+  _globals['_FEEDFILTER']._serialized_start=3314
+  _globals['_FEEDFILTER']._serialized_end=3438
   _globals['_GETFEEDREQUEST']._serialized_start=245
   _globals['_GETFEEDREQUEST']._serialized_end=441
   _globals['_GETFEEDRESPONSE']._serialized_start=444
@@ -104,33 +102,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHFEEDREQUEST_WATCHER']._serialized_start=1063
   _globals['_WATCHFEEDREQUEST_WATCHER']._serialized_end=1177
   _globals['_WATCHFEEDRESPONSE']._serialized_start=1180
-  _globals['_WATCHFEEDRESPONSE']._serialized_end=1716
-  _globals['_WATCHFEEDRESPONSE_HERE']._serialized_start=1614
-  _globals['_WATCHFEEDRESPONSE_HERE']._serialized_end=1620
-  _globals['_WATCHFEEDRESPONSE_GAP']._serialized_start=1622
-  _globals['_WATCHFEEDRESPONSE_GAP']._serialized_end=1627
-  _globals['_WATCHFEEDRESPONSE_ADDED']._serialized_start=1629
-  _globals['_WATCHFEEDRESPONSE_ADDED']._serialized_end=1660
-  _globals['_WATCHFEEDRESPONSE_REMOVED']._serialized_start=1662
-  _globals['_WATCHFEEDRESPONSE_REMOVED']._serialized_end=1696
-  _globals['_WATCHFEEDRESPONSE_REFUSED']._serialized_start=1698
-  _globals['_WATCHFEEDRESPONSE_REFUSED']._serialized_end=1707
-  _globals['_BATCHGETADDEDPOSTSREQUEST']._serialized_start=1719
-  _globals['_BATCHGETADDEDPOSTSREQUEST']._serialized_end=1919
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM']._serialized_start=1834
-  _globals['_BATCHGETADDEDPOSTSREQUEST_ITEM']._serialized_end=1919
-  _globals['_BATCHGETADDEDPOSTSRESPONSE']._serialized_start=1922
-  _globals['_BATCHGETADDEDPOSTSRESPONSE']._serialized_end=2110
-  _globals['_BATCHGETADDEDPOSTSRESPONSE_ITEM']._serialized_start=2029
-  _globals['_BATCHGETADDEDPOSTSRESPONSE_ITEM']._serialized_end=2110
-  _globals['_LIVEEVENTSREQUEST']._serialized_start=2112
-  _globals['_LIVEEVENTSREQUEST']._serialized_end=2229
-  _globals['_LIVEREQUEST']._serialized_start=2231
-  _globals['_LIVEREQUEST']._serialized_end=2309
-  _globals['_EXPLAINPOSTREQUEST']._serialized_start=2311
-  _globals['_EXPLAINPOSTREQUEST']._serialized_end=2417
-  _globals['_EXPLAINPOSTRESPONSE']._serialized_start=2420
-  _globals['_EXPLAINPOSTRESPONSE']._serialized_end=2847
-  _globals['_TIMELINESERVICE']._serialized_start=3227
-  _globals['_TIMELINESERVICE']._serialized_end=3826
+  _globals['_WATCHFEEDRESPONSE']._serialized_end=1873
+  _globals['_WATCHFEEDRESPONSE_HERE']._serialized_start=1272
+  _globals['_WATCHFEEDRESPONSE_HERE']._serialized_end=1300
+  _globals['_WATCHFEEDRESPONSE_GAP']._serialized_start=1302
+  _globals['_WATCHFEEDRESPONSE_GAP']._serialized_end=1329
+  _globals['_WATCHFEEDRESPONSE_ADDED']._serialized_start=1331
+  _globals['_WATCHFEEDRESPONSE_ADDED']._serialized_end=1362
+  _globals['_WATCHFEEDRESPONSE_REMOVED']._serialized_start=1364
+  _globals['_WATCHFEEDRESPONSE_REMOVED']._serialized_end=1398
+  _globals['_WATCHFEEDRESPONSE_REFUSED']._serialized_start=1400
+  _globals['_WATCHFEEDRESPONSE_REFUSED']._serialized_end=1409
+  _globals['_WATCHFEEDRESPONSE_EVENT']._serialized_start=1412
+  _globals['_WATCHFEEDRESPONSE_EVENT']._serialized_end=1873
+  _globals['_BATCHGETLIVEPOSTSREQUEST']._serialized_start=1876
+  _globals['_BATCHGETLIVEPOSTSREQUEST']._serialized_end=2056
+  _globals['_BATCHGETLIVEPOSTSREQUEST_ITEM']._serialized_start=1990
+  _globals['_BATCHGETLIVEPOSTSREQUEST_ITEM']._serialized_end=2056
+  _globals['_BATCHGETLIVEPOSTSRESPONSE']._serialized_start=2059
+  _globals['_BATCHGETLIVEPOSTSRESPONSE']._serialized_end=2324
+  _globals['_BATCHGETLIVEPOSTSRESPONSE_VIEW']._serialized_start=2164
+  _globals['_BATCHGETLIVEPOSTSRESPONSE_VIEW']._serialized_end=2240
+  _globals['_BATCHGETLIVEPOSTSRESPONSE_ITEM']._serialized_start=2242
+  _globals['_BATCHGETLIVEPOSTSRESPONSE_ITEM']._serialized_end=2324
+  _globals['_LIVEEVENTSREQUEST']._serialized_start=2326
+  _globals['_LIVEEVENTSREQUEST']._serialized_end=2443
+  _globals['_LIVEREQUEST']._serialized_start=2445
+  _globals['_LIVEREQUEST']._serialized_end=2523
+  _globals['_EXPLAINPOSTREQUEST']._serialized_start=2525
+  _globals['_EXPLAINPOSTREQUEST']._serialized_end=2631
+  _globals['_EXPLAINPOSTRESPONSE']._serialized_start=2634
+  _globals['_EXPLAINPOSTRESPONSE']._serialized_end=3061
+  _globals['_TIMELINESERVICE']._serialized_start=3441
+  _globals['_TIMELINESERVICE']._serialized_end=4037
 # @@protoc_insertion_point(module_scope)

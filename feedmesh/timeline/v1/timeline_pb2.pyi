@@ -283,7 +283,7 @@ class WatchFeedRequest(_message.Message):
         user_id: _builtins.int
         """user_id is whose feed."""
         token: _builtins.bytes
-        """token is that of the last event that was told; empty for a beginning."""
+        """token says where it goes on; empty for a beginning."""
         def __init__(
             self,
             *,
@@ -323,7 +323,7 @@ Global___WatchFeedRequest: _TypeAlias = WatchFeedRequest  # noqa: Y015
 
 @_typing.final
 class WatchFeedResponse(_message.Message):
-    """WatchFeedResponse is one event, told to some watchers."""
+    """WatchFeedResponse is what happened, in order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -336,27 +336,37 @@ class WatchFeedResponse(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
+        TOKEN_FIELD_NUMBER: _builtins.int
+        token: _builtins.bytes
+        """token is where they are."""
         def __init__(
             self,
+            *,
+            token: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
     class Gap(_message.Message):
-        """Gap says that events may be missing: the feed is to be read again. The watcher goes on from the token."""
+        """Gap says that events may be missing: the feed is to be read again."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
+        TOKEN_FIELD_NUMBER: _builtins.int
+        token: _builtins.bytes
+        """token is where the watchers go on."""
         def __init__(
             self,
+            *,
+            token: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,99 +425,130 @@ class WatchFeedResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    HERE_FIELD_NUMBER: _builtins.int
-    GAP_FIELD_NUMBER: _builtins.int
-    ADDED_FIELD_NUMBER: _builtins.int
-    REMOVED_FIELD_NUMBER: _builtins.int
-    REFUSED_FIELD_NUMBER: _builtins.int
-    WATCHER_IDS_FIELD_NUMBER: _builtins.int
-    TOKEN_FIELD_NUMBER: _builtins.int
-    token: _builtins.bytes
-    """token is where they go on after it; empty with refused."""
-    @_builtins.property
-    def here(self) -> Global___WatchFeedResponse.Here:
-        """here: nothing."""
+    @_typing.final
+    class Event(_message.Message):
+        """Event is told to some watchers."""
 
-    @_builtins.property
-    def gap(self) -> Global___WatchFeedResponse.Gap:
-        """gap: something that is not known."""
+        DESCRIPTOR: _descriptor.Descriptor
 
-    @_builtins.property
-    def added(self) -> Global___WatchFeedResponse.Added:
-        """added: a post came in."""
+        HERE_FIELD_NUMBER: _builtins.int
+        GAP_FIELD_NUMBER: _builtins.int
+        ADDED_FIELD_NUMBER: _builtins.int
+        REMOVED_FIELD_NUMBER: _builtins.int
+        REFUSED_FIELD_NUMBER: _builtins.int
+        WATCHER_IDS_FIELD_NUMBER: _builtins.int
+        NUMBER_FIELD_NUMBER: _builtins.int
+        PARTITION_FIELD_NUMBER: _builtins.int
+        number: _builtins.int
+        """number is, of what was added or removed, which of all events of its partition it is. A watcher goes on from a token
+        in which that partition's number is this one, unless it is higher already. A token is 8 bytes that name the events'
+        store, and then for each partition from the first on 8 bytes, big-endian: how many of its events were told.
+        """
+        partition: _builtins.int
+        """partition is the event's, from 0 on."""
+        @_builtins.property
+        def here(self) -> Global___WatchFeedResponse.Here:
+            """here: nothing."""
 
-    @_builtins.property
-    def removed(self) -> Global___WatchFeedResponse.Removed:
-        """removed: a post is gone."""
+        @_builtins.property
+        def gap(self) -> Global___WatchFeedResponse.Gap:
+            """gap: something that is not known."""
 
-    @_builtins.property
-    def refused(self) -> Global___WatchFeedResponse.Refused:
-        """refused: the watcher has ended."""
+        @_builtins.property
+        def added(self) -> Global___WatchFeedResponse.Added:
+            """added: a post came in."""
 
+        @_builtins.property
+        def removed(self) -> Global___WatchFeedResponse.Removed:
+            """removed: a post is gone."""
+
+        @_builtins.property
+        def refused(self) -> Global___WatchFeedResponse.Refused:
+            """refused: the watcher has ended."""
+
+        @_builtins.property
+        def watcher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """watcher_ids are who is told."""
+
+        def __init__(
+            self,
+            *,
+            here: Global___WatchFeedResponse.Here | None = ...,
+            gap: Global___WatchFeedResponse.Gap | None = ...,
+            added: Global___WatchFeedResponse.Added | None = ...,
+            removed: Global___WatchFeedResponse.Removed | None = ...,
+            refused: Global___WatchFeedResponse.Refused | None = ...,
+            watcher_ids: _abc.Iterable[_builtins.int] | None = ...,
+            number: _builtins.int = ...,
+            partition: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "number", b"number", "partition", b"partition", "refused", b"refused", "removed", b"removed", "watcher_ids", b"watcher_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused"]  # noqa: Y015
+        _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+    EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def watcher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """watcher_ids are who is told."""
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchFeedResponse.Event]:
+        """events are what happened."""
 
     def __init__(
         self,
         *,
-        here: Global___WatchFeedResponse.Here | None = ...,
-        gap: Global___WatchFeedResponse.Gap | None = ...,
-        added: Global___WatchFeedResponse.Added | None = ...,
-        removed: Global___WatchFeedResponse.Removed | None = ...,
-        refused: Global___WatchFeedResponse.Refused | None = ...,
-        watcher_ids: _abc.Iterable[_builtins.int] | None = ...,
-        token: _builtins.bytes = ...,
+        events: _abc.Iterable[Global___WatchFeedResponse.Event] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed", "token", b"token", "watcher_ids", b"watcher_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchFeedResponse: _TypeAlias = WatchFeedResponse  # noqa: Y015
 
 @_typing.final
-class BatchGetAddedPostsRequest(_message.Message):
-    """BatchGetAddedPostsRequest asks for posts that came in."""
+class BatchGetLivePostsRequest(_message.Message):
+    """BatchGetLivePostsRequest asks for posts, each for many people."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Item(_message.Message):
-        """Item asks for one person."""
+        """Item asks for one post."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        USER_ID_FIELD_NUMBER: _builtins.int
-        MEMBERS_FIELD_NUMBER: _builtins.int
-        user_id: _builtins.int
-        """user_id is whose feed, and who reads it."""
-        members: _builtins.bytes
-        """members are the posts as they were told, packed, at most 20."""
+        MEMBER_FIELD_NUMBER: _builtins.int
+        USER_IDS_FIELD_NUMBER: _builtins.int
+        member: _builtins.bytes
+        """member is the post or share as it was told."""
+        @_builtins.property
+        def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """user_ids are who will see it in their feeds."""
+
         def __init__(
             self,
             *,
-            user_id: _builtins.int = ...,
-            members: _builtins.bytes = ...,
+            member: _builtins.bytes = ...,
+            user_ids: _abc.Iterable[_builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "user_id", b"user_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "user_ids", b"user_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetAddedPostsRequest.Item]:
-        """items are the people, at most 64."""
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetLivePostsRequest.Item]:
+        """items are the posts, at most 200, and at most 1,000 people in all, each as often as it stands there."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[Global___BatchGetAddedPostsRequest.Item] | None = ...,
+        items: _abc.Iterable[Global___BatchGetLivePostsRequest.Item] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -515,53 +556,73 @@ class BatchGetAddedPostsRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BatchGetAddedPostsRequest: _TypeAlias = BatchGetAddedPostsRequest  # noqa: Y015
+Global___BatchGetLivePostsRequest: _TypeAlias = BatchGetLivePostsRequest  # noqa: Y015
 
 @_typing.final
-class BatchGetAddedPostsResponse(_message.Message):
-    """BatchGetAddedPostsResponse answers BatchGetAddedPosts."""
+class BatchGetLivePostsResponse(_message.Message):
+    """BatchGetLivePostsResponse answers BatchGetLivePosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
-    class Item(_message.Message):
-        """Item is what one person may see."""
+    class View(_message.Message):
+        """View is a post as some people see it."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        PAGE_FIELD_NUMBER: _builtins.int
-        POST_IDS_FIELD_NUMBER: _builtins.int
+        POST_FIELD_NUMBER: _builtins.int
+        VIEWERS_FIELD_NUMBER: _builtins.int
         @_builtins.property
-        def page(self) -> _post_pb2.PostPage:
-            """page is those of the posts that stand in the person's feed now, in the order asked for. A plain share stands as its
-            original, with shared_by.
-            """
+        def post(self) -> _post_pb2.Post:
+            """post is the post; a plain share stands as its original, with shared_by."""
 
         @_builtins.property
-        def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """post_ids are these posts' ids, one for one."""
+        def viewers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """viewers are who sees it so: their places in user_ids, from 0 on."""
 
         def __init__(
             self,
             *,
-            page: _post_pb2.PostPage | None = ...,
-            post_ids: _abc.Iterable[_builtins.int] | None = ...,
+            post: _post_pb2.Post | None = ...,
+            viewers: _abc.Iterable[_builtins.int] | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "post_ids", b"post_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post", "viewers", b"viewers"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one post."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        VIEWS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetLivePostsResponse.View]:
+            """views are all ways to see it. Who is in none of them is not to be shown it: it does not stand in their feed now."""
+
+        def __init__(
+            self,
+            *,
+            views: _abc.Iterable[Global___BatchGetLivePostsResponse.View] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["views", b"views"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetAddedPostsResponse.Item]:
-        """items answer the request's items, one for one; nothing for a person who does not exist."""
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetLivePostsResponse.Item]:
+        """items answer the request's items, one for one."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[Global___BatchGetAddedPostsResponse.Item] | None = ...,
+        items: _abc.Iterable[Global___BatchGetLivePostsResponse.Item] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -569,7 +630,7 @@ class BatchGetAddedPostsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BatchGetAddedPostsResponse: _TypeAlias = BatchGetAddedPostsResponse  # noqa: Y015
+Global___BatchGetLivePostsResponse: _TypeAlias = BatchGetLivePostsResponse  # noqa: Y015
 
 @_typing.final
 class LiveEventsRequest(_message.Message):

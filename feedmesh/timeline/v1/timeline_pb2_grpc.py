@@ -50,10 +50,10 @@ class TimelineServiceStub:
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedResponse.FromString,
                 _registered_method=True)
-        self.BatchGetAddedPosts = channel.unary_unary(
-                '/feedmesh.timeline.v1.TimelineService/BatchGetAddedPosts',
-                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.SerializeToString,
-                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.FromString,
+        self.BatchGetLivePosts = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/BatchGetLivePosts',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.FromString,
                 _registered_method=True)
         self.BatchGetFeed = channel.unary_unary(
                 '/feedmesh.timeline.v1.TimelineService/BatchGetFeed',
@@ -85,19 +85,18 @@ class TimelineServiceServicer:
 
     def WatchFeed(self, request_iterator, context):
         """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
-        and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
-        was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
-        came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
-        at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
-        its watchers then go on by another.
+        and ends watchers at any time. A watcher that begins with its last token, at any replica and after a restart of any, is
+        told all that came since, each once; or of a gap, where what came since is not known any more. Events carry ids alone:
+        what may be seen, and what it says, BatchGetLivePosts tells at the moment when it is shown. A stream ends after ten
+        minutes, and when its caller reads too slowly (UNAVAILABLE); its watchers then go on by another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def BatchGetAddedPosts(self, request, context):
-        """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
-        feeds. Reason: UNAVAILABLE.
+    def BatchGetLivePosts(self, request, context):
+        """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
+        Reasons: INVALID_ARGUMENT, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,10 +127,10 @@ def add_TimelineServiceServicer_to_server(servicer, server):
                     request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedRequest.FromString,
                     response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.WatchFeedResponse.SerializeToString,
             ),
-            'BatchGetAddedPosts': grpc.unary_unary_rpc_method_handler(
-                    servicer.BatchGetAddedPosts,
-                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.FromString,
-                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.SerializeToString,
+            'BatchGetLivePosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetLivePosts,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.SerializeToString,
             ),
             'BatchGetFeed': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetFeed,
@@ -232,7 +231,7 @@ class TimelineService:
             _registered_method=True)
 
     @staticmethod
-    def BatchGetAddedPosts(request,
+    def BatchGetLivePosts(request,
             target,
             options=(),
             channel_credentials=None,
@@ -245,9 +244,9 @@ class TimelineService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/feedmesh.timeline.v1.TimelineService/BatchGetAddedPosts',
-            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsRequest.SerializeToString,
-            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetAddedPostsResponse.FromString,
+            '/feedmesh.timeline.v1.TimelineService/BatchGetLivePosts',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,15 +44,14 @@ class TimelineServiceStub:
     """
     WatchFeed: _grpc.StreamStreamMultiCallable[_timeline_pb2.WatchFeedRequest, _timeline_pb2.WatchFeedResponse]
     """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
-    and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
-    was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
-    came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
-    at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
-    its watchers then go on by another.
+    and ends watchers at any time. A watcher that begins with its last token, at any replica and after a restart of any, is
+    told all that came since, each once; or of a gap, where what came since is not known any more. Events carry ids alone:
+    what may be seen, and what it says, BatchGetLivePosts tells at the moment when it is shown. A stream ends after ten
+    minutes, and when its caller reads too slowly (UNAVAILABLE); its watchers then go on by another.
     """
-    BatchGetAddedPosts: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetAddedPostsRequest, _timeline_pb2.BatchGetAddedPostsResponse]
-    """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
-    feeds. Reason: UNAVAILABLE.
+    BatchGetLivePosts: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetLivePostsRequest, _timeline_pb2.BatchGetLivePostsResponse]
+    """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
+    Reasons: INVALID_ARGUMENT, UNAVAILABLE.
     """
     BatchGetFeed: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
@@ -73,15 +72,14 @@ class TimelineServiceAsyncStub(TimelineServiceStub):
     """
     WatchFeed: _aio.StreamStreamMultiCallable[_timeline_pb2.WatchFeedRequest, _timeline_pb2.WatchFeedResponse]  # type: ignore[assignment]
     """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
-    and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
-    was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
-    came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
-    at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
-    its watchers then go on by another.
+    and ends watchers at any time. A watcher that begins with its last token, at any replica and after a restart of any, is
+    told all that came since, each once; or of a gap, where what came since is not known any more. Events carry ids alone:
+    what may be seen, and what it says, BatchGetLivePosts tells at the moment when it is shown. A stream ends after ten
+    minutes, and when its caller reads too slowly (UNAVAILABLE); its watchers then go on by another.
     """
-    BatchGetAddedPosts: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetAddedPostsRequest, _timeline_pb2.BatchGetAddedPostsResponse]  # type: ignore[assignment]
-    """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
-    feeds. Reason: UNAVAILABLE.
+    BatchGetLivePosts: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetLivePostsRequest, _timeline_pb2.BatchGetLivePostsResponse]  # type: ignore[assignment]
+    """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
+    Reasons: INVALID_ARGUMENT, UNAVAILABLE.
     """
     BatchGetFeed: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]  # type: ignore[assignment]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
@@ -117,21 +115,20 @@ class TimelineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_timeline_pb2.WatchFeedResponse], _abc.AsyncIterator[_timeline_pb2.WatchFeedResponse]]:
         """WatchFeed tells what comes into people's home feeds as it comes, for many people over one stream: the caller begins
-        and ends watchers at any time. Every event carries a token. A watcher that begins with the token of the last event it
-        was told, at any replica and after a restart of any, is told all that came since, each once; or of a gap, where what
-        came since is not known any more. Events carry ids alone: what may be seen, and what it says, BatchGetAddedPosts tells
-        at the moment when it is shown. A stream ends after ten minutes, and when its caller reads too slowly (UNAVAILABLE);
-        its watchers then go on by another.
+        and ends watchers at any time. A watcher that begins with its last token, at any replica and after a restart of any, is
+        told all that came since, each once; or of a gap, where what came since is not known any more. Events carry ids alone:
+        what may be seen, and what it says, BatchGetLivePosts tells at the moment when it is shown. A stream ends after ten
+        minutes, and when its caller reads too slowly (UNAVAILABLE); its watchers then go on by another.
         """
 
     @_abc_1.abstractmethod
-    def BatchGetAddedPosts(
+    def BatchGetLivePosts(
         self,
-        request: _timeline_pb2.BatchGetAddedPostsRequest,
+        request: _timeline_pb2.BatchGetLivePostsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_timeline_pb2.BatchGetAddedPostsResponse, _abc.Awaitable[_timeline_pb2.BatchGetAddedPostsResponse]]:
-        """BatchGetAddedPosts shows people posts that WatchFeed told them of, as they are now: those that stand in their home
-        feeds. Reason: UNAVAILABLE.
+    ) -> _typing.Union[_timeline_pb2.BatchGetLivePostsResponse, _abc.Awaitable[_timeline_pb2.BatchGetLivePostsResponse]]:
+        """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
+        Reasons: INVALID_ARGUMENT, UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
