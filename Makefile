@@ -1,6 +1,6 @@
 # What one can do here. `make help` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-growth test soak lint protos lock clean
+.PHONY: help run demo bench bench-growth bench-live test soak lint protos lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -19,6 +19,9 @@ bench: .venv/installed ## measure it: the mesh, the floor and the textbook side 
 
 bench-growth: .venv/installed ## whether a feed read gets dearer from 10,000 users to 1,000,000
 	@exec $(BIN)/python -m bench.growth
+
+bench-live: .venv/installed ## 10,000 clients that are told live, and what a kill -9 does to them
+	@exec $(BIN)/python -m bench.live
 
 test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -28,7 +28,7 @@ from bench.population import Plan, Population
 from bench.reads import first_pages, measure
 from bench.report import hardware, markdown, percentile
 
-PEOPLE = Plan(users=10_000, follows=100, writers=10_000, posts=4)
+PEOPLE, FOLLOWS = 10_000, 100
 FEW, BUSY_RATE = 1_000, 200
 """Clients, and posts a second, of the figure of latency."""
 MANY, RATE = 10_000, 50
@@ -340,10 +340,10 @@ async def _killed(
     )
 
 
-def _page(notes: Notes, seconds: float) -> str:
-    reads = notes.starting("reads beside ")
-    few = f"{FEW:,} sockets, {BUSY_RATE} posts/s"
-    many = f"{MANY:,} sockets, {RATE} posts/s"
+def _page(notes: Notes, people: Population, arguments: argparse.Namespace, seconds: float) -> str:
+    reads, sockets = notes.starting("reads beside "), min(FEW, arguments.clients)
+    few = f"{sockets:,} sockets, {BUSY_RATE} posts/s"
+    many = f"{arguments.clients:,} sockets, {arguments.rate:g} posts/s"
     bounds = [
         results.Bound(f"{few}: from 201 to the socket, p50 ms", notes["few p50_ms"], _ms(notes["few p50_ms"]), most=50),
         results.Bound(f"{few}: p99 ms", notes["few p99_ms"], _ms(notes["few p99_ms"]), most=250),
@@ -361,12 +361,12 @@ def _page(notes: Notes, seconds: float) -> str:
                 f"{notes[f'{victim} missing']:.0f}, and {notes[f'{victim} again']:.0f} twice",
                 most=0,
             )
-            for victim in VICTIMS
+            for victim in arguments.kill
         ),
         results.Bound(
-            f"feed reads/s at {BUSY} connections beside {FEW:,} sockets, of those without",
+            f"feed reads/s at {BUSY} connections beside {sockets:,} sockets, of those without",
             notes["reads kept"],
-            f"{notes['reads kept']:.2f} ({reads[f'{FEW}']:,.0f}/s of {reads['0']:,.0f}/s)",
+            f"{notes['reads kept']:.2f} ({reads[str(sockets)]:,.0f}/s of {reads['0']:,.0f}/s)",
             least=0.9,
         ),
     ]
@@ -377,7 +377,7 @@ def _page(notes: Notes, seconds: float) -> str:
             *(f"{notes[f'{victim} {what}']:,.0f}" for what in ("gaps", "refused", "back")),
             *(f"{notes[f'{victim} {what}']:.1f}" for what in ("p99_s", "longest_s")),
         )
-        for victim in VICTIMS
+        for victim in arguments.kill
     ]
     return "\n".join(
         [
@@ -387,7 +387,7 @@ def _page(notes: Notes, seconds: float) -> str:
             "",
             *markdown([("figure", "bound", "measured", "met"), *(bound.row() for bound in bounds)]),
             "",
-            f"{PEOPLE.users:,} people who follow {PEOPLE.follows} each; authors at random. {many}: p50"
+            f"{people.plan.users:,} people who follow {people.plan.follows} each; authors at random. {many}: p50"
             f" {_ms(notes['many p50_ms'])} ms. A connection takes {notes['gateway KiB']:.0f} KiB in the gateway and"
             f" {notes['services.timeline KiB']:.0f} KiB in the timeline service.",
             "",
@@ -426,17 +426,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             find_wrk()
         with world.temporary() as temporary:
             folder = (arguments.data or temporary / "data").absolute()
-            people = world.prepare(console, folder, PEOPLE)
+            plan = Plan(users=arguments.people, follows=FOLLOWS, writers=arguments.people, posts=4)
+            people = world.prepare(console, folder, plan)
             notes = world.run(_measure(console, folder, people, arguments))
     except DemoError as error:
         console.print(f"bench: {error}")
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    if arguments.clients == MANY and set(arguments.only) == set(FIGURES) and set(arguments.kill) == set(VICTIMS):
-        results.FOLDER.mkdir(parents=True, exist_ok=True)
-        text = _page(notes, time.perf_counter() - begun)
-        (results.FOLDER / "live.md").write_text(text)
+    if set(arguments.only) == set(FIGURES):
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        text = _page(notes, people, arguments, time.perf_counter() - begun)
+        (arguments.results / "live.md").write_text(text)
         console.print(text)
     return 0
 
@@ -446,6 +447,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=MANY, help="WebSockets of the larger figures (default 10000)")
     parser.add_argument("--rate", type=float, default=RATE, help="posts a second beside them (default 50)")
     parser.add_argument("--seconds", type=float, default=15, help="how long one run takes (default 15)")
+    parser.add_argument("--people", type=int, default=PEOPLE, help="who follow and write (default 10000)")
+    parser.add_argument(
+        "--results", type=Path, default=results.FOLDER, help="where live.md is written when all is measured"
+    )
     parser.add_argument("--data", type=Path, help="a folder that keeps the population")
     parser.add_argument("--only", nargs="*", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("--kill", nargs="*", choices=VICTIMS, default=list(VICTIMS), help="what is killed in turn")
