@@ -7,6 +7,9 @@
 A subscriber holds ids until its client takes them; only then posts are read, as they are and if they may be seen by
 then. Each event has a token. Whoever comes back with the last one (`Last-Event-ID`), to any gateway, goes on there;
 likewise the hub itself, subscriber by subscriber, when its stream breaks.
+
+A client with a socket may say which posts are on its screen. Of these it is told when their counts change, and when
+they are to go: whatever may have happened to one, it is looked at, and told is what differs.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -32,7 +36,7 @@ from gateway import metrics, problems
 from gateway.encode import Known
 from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.transcode import Transcoder
-from runtime import client, context, errors, tokens, wire
+from runtime import client, context, errors, members, tokens, wire
 from runtime.coalesce import Coalescer
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ MEDIA_TYPE = b"text/event-stream"
 PING_S = 15
 """After how long without an event a client hears that it is still connected."""
 MAX_SUBSCRIBERS, MAX_OF_USER = 20_000, 20
+SAID_A_SECOND, SAID_AT_ONCE = 10, 50
+"""What a client may say, in the long run and of what it has not said before."""
 MAX_WAITING = 200
 """Events that wait for a client to take them; with more it is told of a gap instead."""
 SHOWN = 20
@@ -62,6 +68,8 @@ RECONNECT_MS = (500, 5_000)
 GREETING_S = 5.0
 """How long a client waits while the mesh begins to tell nobody. While others are being begun it waits its turn."""
 
+MAX_REASON = 123
+"""Bytes of why a socket is closed, as WebSockets have it."""
 LOST, LOST_S = b"?", 1.0
 """A token that is none; how long a client that takes too little is told nothing."""
 
@@ -72,6 +80,14 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+Wanted = tuple[bytes, bool]
+"""A post, packed, and whether it is on screen."""
+
+
+Asked = tuple[int, list[Wanted]]
+"""Who wants what."""
 
 
 class Told(NamedTuple):
@@ -103,6 +119,22 @@ class Event(NamedTuple):
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.token, self.kind.encode(), self.data)
 
 
+class Counts(NamedTuple):
+    """Of a post on screen, what is told of it."""
+
+    likes: int
+    comments: int
+    shares: int
+
+
+@dataclass
+class Seen:
+    """A post on a client's screen, as the client was told of it last."""
+
+    author_id: int = 0
+    counts: Counts | None = None
+
+
 class Subscriber:
     """One client's events."""
 
@@ -118,6 +150,12 @@ class Subscriber:
         self.gone = False
         self.idle_turns = 0
         """Seconds since it was told anything."""
+        self.screen: dict[int, Seen] = {}
+        """By post."""
+        self.taken = token
+        """Where the client goes on after what it has taken."""
+        self._changed: dict[int, None] = {}
+        """Posts on screen that are to be looked at."""
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
@@ -132,6 +170,16 @@ class Subscriber:
         self._ready.set()
         return True
 
+    def look_at(self, post_ids: Iterable[int]) -> None:
+        """These posts, if they are on screen, may have changed."""
+        self._changed |= dict.fromkeys(post_id for post_id in post_ids if post_id in self.screen)
+        if self._changed:
+            self._ready.set()
+
+    def look_at_all_of(self, author_id: int) -> None:
+        """What this person wrote may be seen no more, or again."""
+        self.look_at([post_id for post_id, seen in self.screen.items() if seen.author_id == author_id])
+
     def pass_on(self, token: bytes) -> None:
         """Nothing came up to this token."""
         if self.begun:
@@ -141,12 +189,19 @@ class Subscriber:
         """Ends a wait for events."""
         self._ready.set()
 
-    async def take(self) -> list[Told]:
-        """The next events, at most SHOWN, once there are any; none when it is woken."""
-        if not self._waiting:
+    async def take(self) -> tuple[list[Told], list[int]]:
+        """The next events, at most SHOWN, and posts on screen to look at, once there are any; none when it is woken."""
+        if not self._waiting and not self._changed:
             self._ready.clear()
             await self._ready.wait()
-        return [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
+        told = [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
+        self.taken = told[-1].token if self._waiting else self.token
+        changed, self._changed = [*self._changed], {}
+        return told, changed
+
+
+Changes = asyncio.Queue[tuple[str, int]]
+"""What a stream is to be told of subscribers, by number: begin, end, screen."""
 
 
 class Hub:
@@ -161,8 +216,9 @@ class Hub:
         self._numbers = itertools.count(1)
         self._subscribers: dict[int, Subscriber] = {}
         self._of_user: Counter[int] = Counter()
-        # By number: who is to be told, or None where nobody is any more.
-        self._changes: asyncio.Queue[tuple[int, Subscriber | None]] = asyncio.Queue()
+        self._changes: Changes = asyncio.Queue()
+        self._seeing: dict[int, set[Subscriber]] = {}
+        """By author, who has something of theirs on screen."""
         self._some = asyncio.Event()
         self._greeted_s = 0.0
         self._draining = False
@@ -187,6 +243,8 @@ class Hub:
         if not subscriber.gone:
             subscriber.gone = True
             self._end(subscriber)
+            for post_id in [*subscriber.screen]:
+                self._take_off_screen(subscriber, post_id)
             self._of_user[subscriber.user_id] -= 1
             if not self._of_user[subscriber.user_id]:
                 del self._of_user[subscriber.user_id]
@@ -196,11 +254,11 @@ class Hub:
     def _begin(self, subscriber: Subscriber) -> None:
         if not subscriber.gone:
             self._subscribers[subscriber.number] = subscriber
-            self._changes.put_nowait((subscriber.number, subscriber))
+            self._changes.put_nowait(("begin", subscriber.number))
             self._some.set()
 
     def _end(self, subscriber: Subscriber) -> None:
-        self._changes.put_nowait((subscriber.number, None))
+        self._changes.put_nowait(("end", subscriber.number))
         self._subscribers.pop(subscriber.number, None)
 
     def _lose(self, subscriber: Subscriber) -> None:
@@ -232,7 +290,7 @@ class Hub:
             self._changes = asyncio.Queue()
             for subscriber in self._subscribers.values():
                 subscriber.begun = False
-                self._changes.put_nowait((subscriber.number, subscriber))
+                self._changes.put_nowait(("begin", subscriber.number))
             stream = self._watch(self._requests(self._changes))
             try:
                 async with aclosing(stream):
@@ -247,25 +305,37 @@ class Hub:
                 log.exception("live updates failed, and are begun again")
             await asyncio.sleep(random.uniform(*AGAIN_S))  # noqa: S311 - so that not all gateways come at once
 
-    async def _requests(
-        self, changes: asyncio.Queue[tuple[int, Subscriber | None]]
-    ) -> AsyncIterator[pb.WatchFeedRequest]:
+    async def _requests(self, changes: Changes) -> AsyncIterator[pb.WatchFeedRequest]:
         while True:
             some = [await changes.get()]
             while len(some) < BEGUN and not changes.empty():
                 some.append(changes.get_nowait())
             request = pb.WatchFeedRequest()
-            for number, each in some:
-                if each is None:
+            for kind, number in some:
+                one = self._subscribers.get(number)
+                if kind == "end":
                     request.end.append(number)
-                elif number in self._subscribers:
-                    request.begin.add(watcher_id=number, user_id=each.user_id, token=each.token)
+                elif one is not None and kind == "begin":
+                    request.begin.add(watcher_id=number, user_id=one.user_id, token=one.token, on_screen=one.screen)
+                elif one is not None:
+                    request.screens.add(watcher_id=number, post_ids=one.screen)
             yield request
+
+    def put_on_screen(self, subscriber: Subscriber, post_ids: Sequence[int]) -> None:
+        """From now on these posts are on a client's screen: the mesh tells then to look at those that were not."""
+        before = subscriber.screen
+        for post_id in before.keys() - set(post_ids):
+            self._unindex(subscriber, post_id)
+        subscriber.screen = {post_id: before.get(post_id) or Seen() for post_id in post_ids}
+        self._changes.put_nowait(("screen", subscriber.number))
 
     def _heed(self, event: pb.WatchFeedResponse.Event) -> None:
         kind = event.WhichOneof("event")
         if kind is None:
             return  # of a newer version of the mesh
+        if kind == "changed":
+            self._heed_change(event.changed, event.watcher_ids)
+            return
         token: bytes = event.here.token or event.gap.token
         if not event.watcher_ids:
             for subscriber in self._subscribers.values():
@@ -286,6 +356,18 @@ class Hub:
                 one.token = reached
             elif not one.put(kind, reached, member, post_id):
                 self._lose(one)
+
+    def _heed_change(self, changed: pb.WatchFeedResponse.Changed, numbers: Sequence[int]) -> None:
+        author_id = changed.author_id
+        if author_id and not numbers:
+            for one in self._seeing.get(author_id, ()):
+                one.look_at_all_of(author_id)
+        for number in numbers:
+            subscriber = self._subscribers.get(number)
+            if subscriber is not None and author_id:
+                subscriber.look_at_all_of(author_id)
+            elif subscriber is not None:
+                subscriber.look_at(changed.post_ids)
 
     async def _ping(self) -> None:
         """Tells clients that are told nothing, from time to time, that they are still connected."""
@@ -316,48 +398,87 @@ class Hub:
         Raises NotFound (USER_NOT_FOUND), Unavailable.
         """
         while not self._draining:
-            some = await subscriber.take()
-            members = [told.member for told in some if told.kind == "added"]
-            shown = await self._show((subscriber.user_id, members)) if members else {}
+            some, changed = await subscriber.take()
+            wanted = [(told.member, False) for told in some if told.kind == "added"]
+            wanted += [(on_screen(post_id), True) for post_id in changed]
+            shown = await self._show((subscriber.user_id, wanted)) if wanted else {}
             for told in some:
-                token = base64.urlsafe_b64encode(told.token).rstrip(b"=")
+                token = as_text(told.token)
                 if told.kind == "refused":
                     raise errors.NotFound("USER_NOT_FOUND", f"there is no user {subscriber.user_id}")
                 if told.kind == "added":
-                    if (post := shown.get(told.member)) is not None:
+                    if (post := shown.get((told.member, False))) is not None:
                         yield event_of("post_added", token, post=post)
                 elif told.kind == "removed":
+                    self._take_off_screen(subscriber, told.post_id)
                     yield event_of("post_removed", token, post_id=told.post_id)
                 elif told.kind == "gap":
                     yield event_of("gap", token, reload=["feed"])
                 else:
                     yield event_of("here", token)
+            token = as_text(subscriber.taken)
+            for post_id in changed:
+                seen = subscriber.screen.get(post_id)
+                if seen is None:
+                    continue
+                now = shown.get((on_screen(post_id), True))
+                if now is None:
+                    self._take_off_screen(subscriber, post_id)
+                    yield event_of("post_removed", token, post_id=post_id)
+                    continue
+                author_id, counts = now
+                if not seen.author_id:
+                    seen.author_id = author_id
+                    self._seeing.setdefault(author_id, set()).add(subscriber)
+                if counts != seen.counts:
+                    seen.counts = counts
+                    yield event_of("counts", token, post_id=post_id, **counts._asdict())
 
-    async def _show_many(self, items: Sequence[tuple[int, list[bytes]]]) -> list[dict[bytes, orjson.Fragment]]:
-        """The posts of each subscriber's members that may be seen, as JSON, by member."""
-        viewers: dict[bytes, list[int]] = {}
-        for at, (_, members) in enumerate(items):
-            for member in set(members):
-                viewers.setdefault(member, []).append(at)
-        found: list[dict[bytes, orjson.Fragment]] = [{} for _ in items]
+    def _take_off_screen(self, subscriber: Subscriber, post_id: int) -> None:
+        self._unindex(subscriber, post_id)
+        subscriber.screen.pop(post_id, None)
+
+    def _unindex(self, subscriber: Subscriber, post_id: int) -> None:
+        """Lets go of a post's author, unless others of theirs are on the screen."""
+        seen = subscriber.screen.get(post_id)
+        if seen is None or not seen.author_id:
+            return
+        author_id, seen.author_id = seen.author_id, 0
+        if all(each.author_id != author_id for each in subscriber.screen.values()):
+            its = self._seeing.get(author_id, set())
+            its.discard(subscriber)
+            if not its:
+                self._seeing.pop(author_id, None)
+
+    async def _show_many(self, items: Sequence[Asked]) -> list[dict[Wanted, Any]]:
+        """What each subscriber wants, as far as it is to be shown: JSON; of what is on screen, author and counts."""
+        viewers: dict[Wanted, list[int]] = {}
+        for at, (_, wanted) in enumerate(items):
+            for each in set(wanted):
+                viewers.setdefault(each, []).append(at)
+        found: list[dict[Wanted, Any]] = [{} for _ in items]
         waiting = iter(viewers)
         while some := list(itertools.islice(waiting, POSTS)):
             request = pb.BatchGetLivePostsRequest()
-            for member in some:
-                request.items.add(member=member, user_ids=[items[at][0] for at in viewers[member]])
-            for member, item in zip(some, (await self._get_live(request)).items, strict=True):
+            for wish in some:
+                member, is_on_screen = wish
+                user_ids = [items[at][0] for at in viewers[wish]]
+                request.items.add(member=member, user_ids=user_ids, on_screen=is_on_screen)
+            for wish, item in zip(some, (await self._get_live(request)).items, strict=True):
                 for view in item.views:
-                    post = self._json[view.post]
+                    shown = counted(view.post) if wish[1] else self._json[view.post]
                     for place in view.viewers:
-                        found[viewers[member][place]][member] = post
+                        found[viewers[wish][place]][wish] = shown
         return found
 
 
 class LiveSocket:
-    """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event."""
+    """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
+    screen."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -373,17 +494,35 @@ class LiveSocket:
             await refuse(send, error, request_id)
             return
         telling = asyncio.create_task(self._tell(subscriber, request_id, send))
-        listening = asyncio.ensure_future(receive())
+        listening = asyncio.create_task(self._listen(subscriber, receive))
         try:
             await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
-            if not telling.done() and listening.result()["type"] == "websocket.receive":
+            if not telling.done() and (wrong := listening.result()):
                 await cancelled(telling)
-                await send({"type": "websocket.close", "code": 1008, "reason": "nothing is expected from clients"})
+                await send({"type": "websocket.close", "code": 1008, "reason": wrong})
         finally:
             self._hub.leave(subscriber)
             await cancelled(telling, listening)
         if not telling.cancelled():
             telling.result()
+
+    async def _listen(self, subscriber: Subscriber, receive: Receive) -> str:
+        """Heeds what a client says until it leaves, or says what is not understood: then what is wrong with it."""
+        left, then_s = float(SAID_AT_ONCE), time.monotonic()
+        while (message := await receive())["type"] == "websocket.receive":
+            now_s = time.monotonic()
+            left, then_s = min(left + SAID_A_SECOND * (now_s - then_s), SAID_AT_ONCE) - 1, now_s
+            if left < 0:
+                return f"more than {SAID_A_SECOND} messages a second"
+            said = message.get("text")
+            if said is None:
+                return "messages are text"
+            try:
+                screen: Any = self._said({}, b"", [], said.encode())
+            except errors.Error as error:
+                return error.message.encode()[:MAX_REASON].decode(errors="ignore")
+            self._hub.put_on_screen(subscriber, screen.post_ids)
+        return ""
 
     async def _tell(self, subscriber: Subscriber, request_id: str, send: Send) -> None:
         async with aclosing(self._hub.events(subscriber)) as events:
@@ -462,7 +601,23 @@ async def cancelled(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.wait(tasks)
 
 
-def weight(item: tuple[int, list[bytes]]) -> int:
+def on_screen(post_id: int) -> bytes:
+    """A post whose author need not be known, packed."""
+    return members.pack_one(post_id, 0, post_id)
+
+
+def counted(content: bytes) -> tuple[int, Counts]:
+    """A post's author and counts."""
+    post = post_pb2.Post.FromString(content)
+    return post.user_id, Counts(post.likes, post.comments, post.shares)
+
+
+def as_text(token: bytes) -> bytes:
+    """A token as clients have it."""
+    return base64.urlsafe_b64encode(token).rstrip(b"=")
+
+
+def weight(item: Asked) -> int:
     """How many posts a client asks for."""
     return len(item[1])
 

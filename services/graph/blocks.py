@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
-from runtime import errors, idempotency
+from runtime import errors, idempotency, outbox
 from runtime.paging import Cursors
 from runtime.postgres import Connection, Pool
 from services.graph import follows, listings, store
@@ -27,6 +28,7 @@ async def block(pool: Pool, request: pb.BlockRequest) -> pb.BlockResponse:
         await follows.end(connection, user_id, target_id)
         await follows.end(connection, target_id, user_id)
         await store.insert_block(connection, user_id, target_id)
+        await tell(connection, user_id, target_id, blocked=True)
         return pb.BlockResponse()
 
     return await idempotency.write(pool, request, user_id, pb.BlockResponse, work)
@@ -38,9 +40,16 @@ async def unblock(pool: Pool, request: pb.UnblockRequest) -> pb.UnblockResponse:
     async def work(connection: Connection) -> pb.UnblockResponse:
         await follows.lock(connection, request.user_id, request.target_id, both=True)
         await store.delete_block(connection, request.user_id, request.target_id)
+        await tell(connection, request.user_id, request.target_id, blocked=False)
         return pb.UnblockResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.UnblockResponse, work)
+
+
+async def tell(connection: Connection, user_id: int, target_id: int, *, blocked: bool) -> None:
+    """Adds the event of a block or of its end."""
+    fact = event_pb2.BlockChanged(user_id=user_id, target_id=target_id, blocked=blocked)
+    await outbox.add(connection, user_id, event_pb2.Event(block_changed=fact))
 
 
 async def mute(pool: Pool, request: pb.MuteRequest) -> pb.MuteResponse:

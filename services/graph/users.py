@@ -37,6 +37,9 @@ async def update_user(pool: Pool, request: pb.UpdateUserRequest) -> pb.UpdateUse
         }
         if not await store.update_user(connection, request.user_id, **given):
             raise not_found(request.user_id)
+        if request.HasField("private"):
+            fact = event_pb2.PrivacyChanged(user_id=request.user_id, private=request.private)
+            await outbox.add(connection, request.user_id, event_pb2.Event(privacy_changed=fact))
         return pb.UpdateUserResponse(user=await require(connection, request.user_id, request.user_id))
 
     return await idempotency.write(pool, request, request.user_id, pb.UpdateUserResponse, work)

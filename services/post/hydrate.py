@@ -33,7 +33,8 @@ class Page(NamedTuple):
     sharers_up_to: int | None
     """The highest id of a plain share that counts; None for a page without sharers."""
     only_alike: bool = False
-    """Whether it is of those posts only that are the same to all who see what is public."""
+    """Whether it is of those posts only that are the same to all who see what is public, but for their own likes and
+    for who shared."""
 
 
 class Shown(NamedTuple):
@@ -210,7 +211,7 @@ def show(
     in_feed = page.sharers_up_to is not None
     for post_id in page.post_ids:
         listed = same.get(post_id)
-        if page.only_alike and (listed is None or posts[post_id].row.likes or posts[post_id].row.shares):
+        if page.only_alike and listed is None:
             continue
         if listed is None or post_id in likes or post_id in shares:
             post = posts.get(post_id)

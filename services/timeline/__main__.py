@@ -23,7 +23,7 @@ from services.timeline.news import STEP_S, News
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
-from services.timeline.watch import FOLLOWS_S, HERE_S, Watches
+from services.timeline.watch import COUNTS_S, FOLLOWS_S, HERE_S, Watches
 
 DAY_S = 86_400
 
@@ -61,6 +61,7 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
                 running.every(LOOK_S, "look_at_redis", guard.look),
                 running.every(STEP_S, "follow_posts", news.step),
                 running.every(FOLLOWS_S, "follow_follows", watches.follow),
+                running.every(COUNTS_S, "tell_changes", watches.tell_changes),
                 running.every(HERE_S, "say_where", watches.say_where),
                 server.serve(
                     running, settings, [lambda s: add_TimelineServiceServicer_to_server(servicer, s)], [SERVICE]

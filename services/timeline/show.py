@@ -28,27 +28,40 @@ Live = wire.closed(pb.BatchGetLivePostsResponse.DESCRIPTOR, [post_pb2.Post.DESCR
 
 
 class Row(NamedTuple):
-    """One post as it was told."""
+    """One post as it was told, or as it stands on a screen."""
 
     post_id: int
     """The post, or the share."""
     author_id: int
-    """Who wrote it, or shared."""
+    """Who wrote it, or shared; of no meaning on a screen."""
     original_id: int
     """The post that is shown."""
+    on_screen: bool
+
+
+class Same(NamedTuple):
+    """A post that is the same to all."""
+
+    content: bytes
+    author_id: int
 
 
 async def show_live(parts: Parts, request: pb.BatchGetLivePostsRequest) -> bytes:
-    """Each post as those people see it in whose feeds it stands now. Raises InvalidArgument, Unavailable."""
+    """Each post as those people see it in whose feeds it stands now, or on whose screens. Raises InvalidArgument,
+    Unavailable."""
     if sum(len(item.user_ids) for item in request.items) > MAX_PEOPLE:
         raise errors.InvalidArgument(
             errors.Violation("items", f"must not name more than {MAX_PEOPLE} people in all, each as often as it stands")
         )
-    rows = [Row(*row) for row in members.unpack(b"".join(item.member for item in request.items)).tolist()]
+    unpacked = members.unpack(b"".join(item.member for item in request.items)).tolist()
+    rows = [
+        Row(post_id, author_id, original_id, item.on_screen)
+        for (post_id, author_id, original_id), item in zip(unpacked, request.items, strict=True)
+    ]
     relations, kept = await parts.relations.of(list({each for item in request.items for each in item.user_ids}))
     viewers = {user_id: Viewer(user_id, relation, kept) for user_id, relation in relations.items()}
     wanted = [
-        [at for at, user_id in enumerate(item.user_ids) if user_id in viewers and followed(viewers[user_id], row)]
+        [at for at, user_id in enumerate(item.user_ids) if user_id in viewers and may_stand(viewers[user_id], row)]
         for row, item in zip(rows, request.items, strict=True)
     ]
     alike = await same_to_all(parts, {row for row, places in zip(rows, wanted, strict=True) if places})
@@ -61,8 +74,10 @@ async def show_live(parts: Parts, request: pb.BatchGetLivePostsRequest) -> bytes
     response = Live()
     for row, item, places in zip(rows, request.items, wanted, strict=True):
         answer = response.items.add()
-        if row in alike:
-            answer.views.add(post=alike[row], viewers=places)
+        if same := alike.get(row):
+            its = [at for at in places if not viewers[item.user_ids[at]].relation.blocks(same.author_id)]
+            if its:
+                answer.views.add(post=same.content, viewers=its)
             continue
         by_view: dict[bytes, list[int]] = {}
         for at in places:
@@ -73,24 +88,37 @@ async def show_live(parts: Parts, request: pb.BatchGetLivePostsRequest) -> bytes
     return bytes(response.SerializeToString())
 
 
-def followed(viewer: Viewer, row: Row) -> bool:
-    """Whether what this author wrote or shared stands in a viewer's feed."""
-    relation, author_id = viewer.relation, row.author_id
-    if author_id == viewer.user_id:
+def may_stand(viewer: Viewer, row: Row) -> bool:
+    """Whether a post may be where it is to be shown, as far as its author is known: in a feed, or anywhere."""
+    if row.on_screen or row.author_id == viewer.user_id:
         return True
-    return relation.follows(author_id) and not relation.mutes(author_id) and not relation.blocks(author_id)
+    return viewer.relation.follows(row.author_id) and not viewer.relation.mutes(row.author_id)
 
 
-async def same_to_all(parts: Parts, rows: set[Row]) -> dict[Row, bytes]:
-    """Those of the posts in which nothing depends on who of the author's followers looks."""
+async def same_to_all(parts: Parts, rows: set[Row]) -> dict[Row, Same]:
+    """Those of the posts in which nothing depends on who looks, of all whom no block separates from the author.
+
+    On a screen, likes and shares are numbers alone.
+    """
     asked = [row for row in rows if row.post_id == row.original_id]
     if not asked:
         return {}
     request = post_pb2.BatchGetPostsRequest()
     request.items.add(viewer_id=STRANGER, post_ids=[row.post_id for row in asked], only_alike=True)
     [answer] = (await parts.hydrate(request)).items
-    posts = dict(zip(members.unpack(answer.members)[:, 0].tolist(), Posts.FromString(answer.page).posts, strict=True))
-    return {row: posts[row.post_id] for row in asked if row.post_id in posts}
+    there = zip(members.unpack(answer.members).tolist(), Posts.FromString(answer.page).posts, strict=True)
+    posts = {post_id: Same(content, author_id) for (post_id, author_id, _), content in there}
+    return {
+        row: posts[row.post_id]
+        for row in asked
+        if row.post_id in posts and (row.on_screen or nobody_acted(posts[row.post_id].content))
+    }
+
+
+def nobody_acted(content: bytes) -> bool:
+    """Whether nobody likes a post, and nobody has shared it."""
+    post = post_pb2.Post.FromString(content)
+    return not post.likes and not post.shares
 
 
 async def seen_by_each(
@@ -101,7 +129,8 @@ async def seen_by_each(
     waiting = (
         (viewers[user_id], some)
         for user_id, rows in asked.items()
-        for some in (sorted(rows)[at : at + POSTS] for at in range(0, len(rows), POSTS))
+        for alike in ([row for row in sorted(rows) if row.on_screen is on_screen] for on_screen in (False, True))
+        for some in (alike[at : at + POSTS] for at in range(0, len(alike), POSTS))
     )
     while together := list(itertools.islice(waiting, RPC_ITEMS)):
         request = post_pb2.BatchGetPostsRequest()
@@ -111,7 +140,7 @@ async def seen_by_each(
                 post_ids=[row.original_id for row in rows],
                 relations_version=viewer.relation.version,
                 relations_kept=viewer.kept,
-                sharers_up_to=max(row.post_id for row in rows),
+                sharers_up_to=None if rows[0].on_screen else max(row.post_id for row in rows),
             )
         answer = await parts.hydrate(request)
         for (viewer, rows), item in zip(together, answer.items, strict=True):
@@ -120,7 +149,7 @@ async def seen_by_each(
 
 
 def standing(viewer: Viewer, rows: Sequence[Row], item: Any) -> dict[Row, bytes]:
-    """Of posts that a viewer may see, those that stand in the feed.
+    """Of posts that a viewer may see, those that stand in the feed, or all of a screen.
 
     Not what a muted author wrote and somebody shared, nor what was shared where the share has been taken back.
     """
@@ -132,6 +161,11 @@ def standing(viewer: Viewer, rows: Sequence[Row], item: Any) -> dict[Row, bytes]
         row: posts[row.original_id]
         for row in rows
         if row.original_id in posts
-        and not viewer.relation.mutes(writers[row.original_id])
-        and (row.post_id == row.original_id or row.post_id in shares)
+        and (
+            row.on_screen
+            or (
+                not viewer.relation.mutes(writers[row.original_id])
+                and (row.post_id == row.original_id or row.post_id in shares)
+            )
+        )
     }

@@ -2,7 +2,7 @@
 
     caller ── begins and ends watchers ──► Stream ◄── events, each for many watchers ── Watches ◄── News
                                                                                           ▲
-    topic `graph` ── who follows whom anew ───────────────────────────────────────────────┘
+    topic `graph` ── who follows whom anew, blocks, private accounts ─────────────────────┘
 
 What is told is where to look. What of it somebody may see and wants to, show.py decides when it is shown, by relations
 as of then: so nobody is shown what was hidden from them after it was told.
@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from feedmesh.event.v1 import event_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from runtime import errors, tail
 from runtime.relations import Relation, Relations
@@ -31,6 +33,13 @@ log = logging.getLogger(__name__)
 GRAPH_TOPIC = "graph"
 FOLLOWS_S = 0.1
 """How often it is looked at who follows whom anew."""
+COUNTS_S = 0.5
+"""How often it is told at the most that a post on screens has changed."""
+HIDDEN_S = 0.3
+"""After how long an account that became private is so for the post service too: it knows people for a quarter of a
+second."""
+MAX_CHANGED = 2_000
+"""Posts that are told at once to have changed."""
 HERE_S = 1.0
 """How often all watchers are told where they are."""
 BEGUN = 200
@@ -58,6 +67,8 @@ class Watcher:
     user_id: int
     stream: Stream
     relation: Relation
+    on_screen: frozenset[int] = frozenset()
+    """Posts."""
 
     @property
     def author_ids(self) -> list[int]:
@@ -124,6 +135,12 @@ class Watches:
         self._streams: set[Stream] = set()
         self._by_author: dict[int, set[Watcher]] = {}
         self._by_user: dict[int, set[Watcher]] = {}
+        self._on_screen: dict[int, set[Watcher]] = {}
+        """By post."""
+        self._changed: dict[int, None] = {}
+        """Posts on screens that are to be told of, those that wait for longest first."""
+        self._hidden: dict[int, float] = {}
+        """Authors of whom it is to be told that what may be seen of theirs has changed, and when."""
         self._count = 0
         metrics.WATCHERS.set_function(lambda: self._count)
 
@@ -132,6 +149,7 @@ class Watches:
         stream = Stream()
         self._streams.add(stream)
         self._news.tell, self._news.tell_gap = self._tell, self._tell_gap
+        self._news.tell_changed, self._news.tell_erased = self._note_changed, self._note_hidden
 
         async def read() -> None:
             try:
@@ -145,6 +163,9 @@ class Watches:
                     while some := list(itertools.islice(waiting, BEGUN)):
                         await stream.room.wait()
                         await self._begin(stream, some)
+                    for screen in request.screens:
+                        if (watcher := stream.watchers.get(screen.watcher_id)) is not None:
+                            self._put_on_screen(watcher, screen.post_ids)
             except Exception as error:
                 stream.end(error)
 
@@ -159,6 +180,7 @@ class Watches:
             self._streams.discard(stream)
             if not self._streams:
                 self._news.tell = self._news.tell_gap = None
+                self._news.tell_changed = self._news.tell_erased = None
 
     async def say_where(self) -> bool:
         """Tells all watchers where they are. Always False."""
@@ -172,11 +194,27 @@ class Watches:
                     stream.put(Event(here=here))
         return False
 
+    async def tell_changes(self) -> bool:
+        """Tells of what changed on screens. True when there is more."""
+        for post_id in list(itertools.islice(self._changed, MAX_CHANGED)):
+            del self._changed[post_id]
+            by_stream: dict[Stream, list[int]] = {}
+            for watcher in self._on_screen.get(post_id, ()):
+                by_stream.setdefault(watcher.stream, []).append(watcher.number)
+            for stream, numbers in by_stream.items():
+                stream.put(changed([post_id], numbers))
+        return bool(self._changed)
+
     async def follow(self) -> bool:
-        """Looks who follows whom anew. True when there is more."""
+        """Looks who follows whom anew, and who hides from whom. True when there is more."""
         if not self._count:
             self._position = None
             return False
+        now = time.monotonic()
+        for author_id in [author_id for author_id, due in self._hidden.items() if due <= now]:
+            del self._hidden[author_id]
+            for stream in self._streams:
+                stream.put(changed_of(author_id, ()))
         try:
             if self._position is None:
                 self._position = await tail.begin(self._graph_events, GRAPH_TOPIC)
@@ -189,6 +227,8 @@ class Watches:
             return False
         followers = {event.follow_changed.follower_id for event in batch.events if event.HasField("follow_changed")}
         await self._look_again(followers & self._by_user.keys())
+        for event in batch.events:
+            self._note_who_hides(event)
         self._position = batch.position
         return batch.more
 
@@ -204,6 +244,7 @@ class Watches:
             await asyncio.sleep(AGAIN_S)
         # From here on without a pause: what is told from memory is followed by what is new.
         begun: list[tuple[Watcher, Numbers]] = []
+        screens: list[tuple[Watcher, Sequence[int]]] = []
         greeted: dict[tuple[str, Numbers], list[int]] = {}
         for each in {each.watcher_id: each for each in wanted}.values():
             self._leave(stream, each.watcher_id)
@@ -213,6 +254,7 @@ class Watches:
                 continue
             watcher = Watcher(each.watcher_id, each.user_id, stream, relation)
             self._enter(watcher)
+            screens.append((watcher, each.on_screen))
             known = self._news.numbers(each.token) if each.token else None
             start = settled if known is None else known
             begun.append((watcher, start))
@@ -223,6 +265,8 @@ class Watches:
             getattr(event, kind).token = self._news.token(start)
             stream.put(event)
         self._catch_up(stream, begun)
+        for watcher, post_ids in screens:
+            self._put_on_screen(watcher, post_ids)
 
     def _catch_up(self, stream: Stream, begun: Sequence[tuple[Watcher, Numbers]]) -> None:
         """Tells each watcher what came since it was where it begins."""
@@ -248,6 +292,39 @@ class Watches:
             for stream, numbers in by_stream.items():
                 stream.put(told(item, numbers))
 
+    def _note_changed(self, post_ids: Iterable[int]) -> None:
+        self._changed |= dict.fromkeys(post_id for post_id in post_ids if post_id in self._on_screen)
+
+    def _note_hidden(self, author_id: int) -> None:
+        self._hidden.setdefault(author_id, time.monotonic() + HIDDEN_S)
+
+    def _note_who_hides(self, event: event_pb2.Event) -> None:
+        """Tells of posts on screens that may be hidden from now on, or seen again."""
+        pairs: Sequence[tuple[int, int]] = ()
+        if event.HasField("privacy_changed"):
+            self._note_hidden(event.privacy_changed.user_id)
+        elif event.HasField("user_erased"):
+            self._note_hidden(event.user_erased.user_id)
+        elif event.HasField("block_changed"):
+            one, other = event.block_changed.user_id, event.block_changed.target_id
+            pairs = ((one, other), (other, one))
+        elif event.HasField("follow_changed"):
+            pairs = ((event.follow_changed.follower_id, event.follow_changed.following_id),)
+        for user_id, author_id in pairs:
+            for watcher in self._by_user.get(user_id, ()):
+                if watcher.on_screen:
+                    watcher.stream.put(changed_of(author_id, [watcher.number]))
+
+    def _put_on_screen(self, watcher: Watcher, post_ids: Iterable[int]) -> None:
+        """From now on these are on a watcher's screen. Those that were not before are told to be looked at."""
+        before, watcher.on_screen = watcher.on_screen, frozenset(post_ids)
+        for post_id in before - watcher.on_screen:
+            discard(self._on_screen, post_id, watcher)
+        for post_id in watcher.on_screen - before:
+            self._on_screen.setdefault(post_id, set()).add(watcher)
+        if new := watcher.on_screen - before:
+            watcher.stream.put(changed(new, [watcher.number]))
+
     def _tell_gap(self) -> None:
         # Each caller begins its watchers again, with the tokens that they have, and is told of the gap then.
         for stream in self._streams:
@@ -265,6 +342,8 @@ class Watches:
             self._count -= 1
             self._unindex(watcher)
             discard(self._by_user, watcher.user_id, watcher)
+            for post_id in watcher.on_screen:
+                discard(self._on_screen, post_id, watcher)
 
     def _index(self, watcher: Watcher) -> None:
         for author_id in watcher.author_ids:
@@ -310,6 +389,16 @@ def discard(index: dict[int, set[Watcher]], key: int, watcher: Watcher) -> None:
         some.discard(watcher)
         if not some:
             del index[key]
+
+
+def changed(post_ids: Iterable[int], numbers: Sequence[int]) -> Event:
+    """That some watchers are to look at posts again."""
+    return Event(changed=pb.WatchFeedResponse.Changed(post_ids=post_ids), watcher_ids=numbers)
+
+
+def changed_of(author_id: int, numbers: Sequence[int]) -> Event:
+    """That some watchers, or all, are to look at all posts of an author again."""
+    return Event(changed=pb.WatchFeedResponse.Changed(author_id=author_id), watcher_ids=numbers)
 
 
 def told(item: Item, numbers: Sequence[int]) -> Event:

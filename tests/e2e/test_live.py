@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from tests.e2e import mesh as meshes
-from tests.e2e.mesh import Mesh
+from tests.e2e.mesh import Json, Mesh
 from tests.e2e.test_crashes import eventually_user, post_with_retries, started_again, wait_for, wait_for_ready
 
 READERS, AUTHORS, FOLLOWED = 30, 10, 4
@@ -196,31 +197,83 @@ async def test_who_may_not_see_is_not_told_and_who_deletes_takes_back(fragile: M
 async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: Mesh) -> None:
     await wait_for_ready(fragile)
     address = fragile.url.replace("http", "ws", 1)
-    for path, status, code in (
+    for path, status, problem in (
         ("/live", 400, "invalid_argument"),
         ("/live?user_id=x&foo=1", 400, "invalid_argument"),
         ("/live?user_id=99", 404, "user_not_found"),
     ):
         with pytest.raises(InvalidStatus) as refused:
             await connect(address + path, proxy=None)
-        assert (refused.value.response.status_code, json.loads(refused.value.response.body)["code"]) == (status, code)
+        assert (refused.value.response.status_code, json.loads(refused.value.response.body)["code"]) == (
+            status,
+            problem,
+        )
     # Nothing else becomes a socket, and a plain request of this path is no socket.
     with pytest.raises(InvalidStatus) as elsewhere:
         await connect(address + "/feed?user_id=99", proxy=None)
     assert elsewhere.value.response.status_code == 404
     assert (await fragile.http.get("/live", params={"user_id": 99})).status_code == 404
     reader = await eventually_user(fragile, "live-speaker")
-    for said in ("hello", "x" * 5_000, b"\\xff"):
+    for said, code, why in (
+        ("hello", 1008, "not JSON"),
+        ("[]", 1008, "must be a JSON object"),
+        ('{"type":"like","post_ids":[]}', 1008, "type"),
+        ('{"type":"screen","post_ids":[1,"a"]}', 1008, "post_ids[1]"),
+        (json.dumps({"type": "screen", "post_ids": [*range(1, 52)]}), 1008, "post_ids"),
+        ('{"type":"screen","post_ids":[1,1]}', 1008, "post_ids"),
+        ('{"type":"screen","posts":[1]}', 1008, "posts"),
+        (b"\xff", 1008, "text"),
+        ("x" * 5_000, 1009, ""),
+    ):
         async with connect(f"{address}/live?user_id={reader}&token=garbage", proxy=None) as socket:
             assert json.loads(await socket.recv())["type"] == "gap"
             await socket.send(said)
             with pytest.raises(ConnectionClosed) as closed:
                 await asyncio.wait_for(socket.recv(), 10)
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == (1009 if len(said) > 4_096 else 1008)
+            assert closed.value.rcvd.code == code
+            assert why in closed.value.rcvd.reason
+    async with connect(f"{address}/live?user_id={reader}", proxy=None) as socket:
+        for _ in range(200):
+            with suppress(ConnectionClosed):
+                await socket.send('{"type":"screen","post_ids":[1]}')
+        await asyncio.wait_for(socket.wait_closed(), 10)
+        assert (socket.close_code, socket.close_reason) == (1008, "more than 10 messages a second")
     many = [await connect(f"{address}/live?user_id={reader}", proxy=None) for _ in range(20)]
     with pytest.raises(InvalidStatus) as too_many:
         await connect(f"{address}/live?user_id={reader}", proxy=None)
     assert too_many.value.response.status_code == 429
     for socket in many:
         await socket.close()
+
+
+async def test_counts_of_posts_on_screen_come_and_posts_go_within_a_second(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+    author, reader = [await eventually_user(fragile, f"screen-{who}") for who in ("ann", "bob")]
+    posts = [(await fragile.post("/posts", {"user_id": author, "content": f"{n}"}, 201))["post_id"] for n in range(2)]
+    address = fragile.url.replace("http", "ws", 1)
+    async with connect(f"{address}/live?user_id={reader}", proxy=None) as socket:
+
+        async def events(count: int) -> list[Json]:
+            async with asyncio.timeout(10):
+                found: list[Json] = []
+                while len(found) < count:
+                    said = json.loads(await socket.recv())
+                    assert said.pop("token")
+                    found += [said] if said["type"] != "here" else []
+                return found
+
+        await socket.send(json.dumps({"type": "screen", "post_ids": [*posts, 99]}))
+        told = await events(3)
+        nothing = {"likes": 0, "comments": 0, "shares": 0}
+        assert {said["post_id"]: said for said in told} == {
+            99: {"type": "post_removed", "post_id": 99},
+            **{post_id: {"type": "counts", "post_id": post_id, **nothing} for post_id in posts},
+        }
+        begun = time.monotonic()
+        await fragile.post("/like", {"user_id": reader, "post_id": posts[0]})
+        assert await events(1) == [{"type": "counts", "post_id": posts[0], **nothing, "likes": 1}]
+        await fragile.post("/block", {"user_id": author, "target_id": reader})
+        assert sorted((await events(2)), key=str) == [{"type": "post_removed", "post_id": each} for each in posts]
+        # Each within a second; twice that, on a machine that does something else besides.
+        assert time.monotonic() < begun + 4

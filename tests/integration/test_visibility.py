@@ -336,7 +336,10 @@ async def get_live_posts(mesh: WholeMesh, case: Case) -> bool:
     request = timeline_pb2.BatchGetLivePostsRequest()
     for row in ((case.share, case.sharer, case.post), (case.quote, case.sharer, case.quote)):
         request.items.add(member=members.pack_one(*row), user_ids=[case.viewer])
-    answers = (await mesh.timeline.BatchGetLivePosts(request)).items
+    for post_id in (case.post, case.quote):
+        request.items.add(member=members.pack_one(post_id, 0, post_id), user_ids=[case.viewer], on_screen=True)
+    *answers, post, quote = (await mesh.timeline.BatchGetLivePosts(request)).items
+    assert (len(post.views), len(quote.views)) == (case.sees, 1)
     posts = [view.post for answer in answers for view in answer.views]
     nested_is(posts, case, case.in_feed)
     shown = {post.post_id for post in posts}

@@ -513,6 +513,13 @@ class Edge:
 
     async def take(self, subscriber: Subscriber) -> list[tuple[str, int]]:
         """What a client is told that takes what is there: kinds and posts."""
+        return [
+            (said["type"], said["post"]["post_id"] if "post" in said else said.get("post_id", 0))
+            for said in await self.said(subscriber)
+        ]
+
+    async def said(self, subscriber: Subscriber) -> list[dict[str, Any]]:
+        """The same as it is sent."""
         found = []
         async with aclosing(self.hub.events(subscriber)) as events:
             with suppress(TimeoutError):
@@ -523,9 +530,25 @@ class Edge:
                         assert said["token"].encode() == fields[b"id"]
                         if event.kind != "here":
                             assert (fields[b"event"], fields[b"data"]) == (said["type"].encode(), event.data)
-                            post_id = said["post"]["post_id"] if "post" in said else said.get("post_id", 0)
-                            found.append((said["type"], post_id))
+                            found.append(said)
         return found
+
+    async def shows(self, subscriber: Subscriber, *post_ids: int) -> list[tuple[int, int, int, int]]:
+        """Puts posts on a client's screen; what it is told of them then."""
+        self.hub.put_on_screen(subscriber, post_ids)
+        return await self.counts(subscriber)
+
+    async def counts(self, subscriber: Subscriber) -> list[tuple[int, int, int, int]]:
+        """What a client is told of counts: post, likes, comments, shares."""
+        await self.scene.world.deliver()
+        await self.replica.look()
+        while await self.replica.watches.tell_changes():
+            pass
+        return [
+            (said["post_id"], said["likes"], said["comments"], said["shares"])
+            for said in await self.said(subscriber)
+            if said["type"] == "counts"
+        ]
 
 
 @pytest_asyncio.fixture
@@ -629,3 +652,110 @@ async def test_without_clients_there_is_no_stream(edge: Edge) -> None:
             await edge.replica.watches.say_where()
             await asyncio.sleep(0.02)
     await edge.subscribe(ANN)
+
+
+# What is on screen.
+
+
+async def test_of_posts_on_screen_counts_are_told_when_they_change(edge: Edge) -> None:
+    world, (ann, _, eve) = edge.scene.world, edge.scene.people
+    subscriber = await edge.subscribe(ANN)
+    # Of anybody, not only of whom one follows.
+    one, two = await edge.scene.write(BOB), await edge.scene.write(EVE)
+    await edge.told(subscriber)
+    await edge.take(subscriber)
+    assert sorted(await edge.shows(subscriber, one, two)) == [(one, 0, 0, 0), (two, 0, 0, 0)]
+    assert await edge.counts(subscriber) == []
+    for liker in edge.scene.people:
+        await world.like(liker, two)
+    await world.comment(ann, two)
+    await world.share(eve, one)
+    assert sorted(await edge.counts(subscriber)) == [(one, 0, 0, 1), (two, 3, 1, 0)]
+    await world.unlike(eve, two)
+    assert await edge.counts(subscriber) == [(two, 2, 1, 0)]
+    # What is not on screen any more is not told, and what was is told once it is back.
+    assert await edge.shows(subscriber, one) == []
+    await world.like(eve, two)
+    assert await edge.counts(subscriber) == []
+    assert await edge.shows(subscriber, two) == [(two, 3, 1, 0)]
+    edge.hub.leave(subscriber)
+    assert not edge.hub._seeing
+
+
+async def test_of_one_post_counts_are_told_once_a_turn_to_all_who_see_it(edge: Edge) -> None:
+    world, (_, bob, eve) = edge.scene.world, edge.scene.people
+    post_id = await edge.scene.write(BOB)
+    subscribers = [await edge.subscribe(person) for person in (ANN, BOB, EVE)]
+    for subscriber in subscribers:
+        await edge.shows(subscriber, post_id)
+    for _ in range(3):
+        await world.like(eve, post_id)
+        await world.unlike(eve, post_id)
+    await world.like(bob, post_id)
+    await world.like(eve, post_id)
+    told = [await edge.counts(subscriber) for subscriber in subscribers]
+    assert told == [[(post_id, 2, 0, 0)]] * 3
+
+
+@pytest.mark.parametrize("how", ["delete", "block", "blocked", "private", "erase", "unfollow"])
+async def test_what_may_not_be_seen_any_more_goes_from_screens(edge: Edge, how: str) -> None:
+    world, (ann, bob, _) = edge.scene.world, edge.scene.people
+    post_id = await edge.scene.write(BOB, followers_only=how == "unfollow")
+    viewer = EVE if how == "private" else ANN
+    subscriber = await edge.subscribe(viewer)
+    other = await edge.subscribe(BOB)
+    assert len(await edge.shows(subscriber, post_id)) == len(await edge.shows(other, post_id)) == 1
+    await {
+        "delete": lambda: world.delete(bob, post_id),
+        "block": lambda: world.block(ann, bob),
+        "blocked": lambda: world.block(bob, ann),
+        "private": lambda: world.set_private(bob, True),
+        "erase": lambda: world.erase(bob),
+        "unfollow": lambda: world.unfollow(ann, bob),
+    }[how]()
+    # By then the post service knows who is private.
+    await world.pass_time(watch.HIDDEN_S)
+    found: list[tuple[str, int]] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not found:
+            await edge.scene.world.deliver()
+            await edge.replica.look()
+            await edge.replica.watches.tell_changes()
+            found = await edge.take(subscriber)
+    # Ann follows the author too.
+    assert set(found) == {("post_removed", post_id)}
+    assert not subscriber.screen
+    if how not in ("delete", "erase"):
+        assert await edge.take(other) == []
+        assert other.screen
+
+
+async def test_after_a_stream_broke_what_changed_meanwhile_is_told(edge: Edge) -> None:
+    world, (_, _, eve) = edge.scene.world, edge.scene.people
+    posts = [await edge.scene.write(BOB) for _ in range(3)]
+    subscriber = await edge.subscribe(ANN)
+    assert len(await edge.shows(subscriber, *posts)) == 3
+    [stream] = edge.replica.watches._streams
+    stream.end(errors.Unavailable("it breaks"))
+    await world.like(eve, posts[0])
+    async with asyncio.timeout(PATIENCE_S):
+        while not (told := await edge.counts(subscriber)):
+            pass
+    assert told == [(posts[0], 1, 0, 0)]
+    await world.like(eve, posts[1])
+    assert await edge.counts(subscriber) == [(posts[1], 1, 0, 0)]
+
+
+async def test_who_is_gone_is_on_no_index(edge: Edge) -> None:
+    post_id = await edge.scene.write(BOB)
+    subscriber = await edge.subscribe(ANN)
+    await edge.shows(subscriber, post_id)
+    watches = edge.replica.watches
+    assert list(watches._on_screen) == [post_id]
+    edge.hub.leave(subscriber)
+    async with asyncio.timeout(PATIENCE_S):
+        while watches._count:
+            await watches.say_where()
+            await asyncio.sleep(0.02)
+    assert not watches._on_screen
+    assert not edge.hub._seeing

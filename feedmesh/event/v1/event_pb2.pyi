@@ -35,6 +35,8 @@ class Event(_message.Message):
     USER_CREATED_FIELD_NUMBER: _builtins.int
     USER_ERASED_FIELD_NUMBER: _builtins.int
     AUTHOR_ERASED_FIELD_NUMBER: _builtins.int
+    BLOCK_CHANGED_FIELD_NUMBER: _builtins.int
+    PRIVACY_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """event_id is unique within the service that wrote it and grows with time (a 53-bit time-sorted id)."""
     @_builtins.property
@@ -73,6 +75,14 @@ class Event(_message.Message):
     def author_erased(self) -> Global___AuthorErased:
         """author_erased: no post, comment or like of an erased person is left."""
 
+    @_builtins.property
+    def block_changed(self) -> Global___BlockChanged:
+        """block_changed: someone blocked or unblocked someone."""
+
+    @_builtins.property
+    def privacy_changed(self) -> Global___PrivacyChanged:
+        """privacy_changed: someone's account became private or public."""
+
     def __init__(
         self,
         *,
@@ -86,12 +96,14 @@ class Event(_message.Message):
         user_created: Global___UserCreated | None = ...,
         user_erased: Global___UserErased | None = ...,
         author_erased: Global___AuthorErased | None = ...,
+        block_changed: Global___BlockChanged | None = ...,
+        privacy_changed: Global___PrivacyChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created", "user_erased", "author_erased"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created", "user_erased", "author_erased", "block_changed", "privacy_changed"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -354,3 +366,59 @@ class AuthorErased(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuthorErased: _TypeAlias = AuthorErased  # noqa: Y015
+
+@_typing.final
+class BlockChanged(_message.Message):
+    """BlockChanged tells of a block or of its end. Follows that a block ended are told besides."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TARGET_ID_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is who blocks, or no longer does."""
+    target_id: _builtins.int
+    """target_id is who is blocked."""
+    blocked: _builtins.bool
+    """blocked is true for a block, false for its end."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        target_id: _builtins.int = ...,
+        blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "target_id", b"target_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockChanged: _TypeAlias = BlockChanged  # noqa: Y015
+
+@_typing.final
+class PrivacyChanged(_message.Message):
+    """PrivacyChanged tells of an account that may have become private or public."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose."""
+    private: _builtins.bool
+    """private is true when only followers see it from now on."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        private: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["private", b"private", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrivacyChanged: _TypeAlias = PrivacyChanged  # noqa: Y015

@@ -1217,8 +1217,8 @@ class BatchGetPostsRequest(_message.Message):
         knows what the viewer wrote. Absent where it does not go by that.
         """
         only_alike: _builtins.bool
-        """only_alike leaves out what is not the same to all who see what is public: shares, quotes, and posts that somebody has
-        liked or shared.
+        """only_alike leaves out what is not the same to all who see what is public, but for their own likes and for who shared:
+        shares, quotes, and what only followers see.
         """
         @_builtins.property
         def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

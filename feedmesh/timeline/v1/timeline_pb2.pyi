@@ -278,27 +278,60 @@ class WatchFeedRequest(_message.Message):
         WATCHER_ID_FIELD_NUMBER: _builtins.int
         USER_ID_FIELD_NUMBER: _builtins.int
         TOKEN_FIELD_NUMBER: _builtins.int
+        ON_SCREEN_FIELD_NUMBER: _builtins.int
         watcher_id: _builtins.int
         """watcher_id is the caller's own name for it. One that is taken ends the watcher that had it."""
         user_id: _builtins.int
         """user_id is whose feed."""
         token: _builtins.bytes
         """token says where it goes on; empty for a beginning."""
+        @_builtins.property
+        def on_screen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """on_screen are posts that the person has on screen, at most 50, as in Screen."""
+
         def __init__(
             self,
             *,
             watcher_id: _builtins.int = ...,
             user_id: _builtins.int = ...,
             token: _builtins.bytes = ...,
+            on_screen: _abc.Iterable[_builtins.int] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "user_id", b"user_id", "watcher_id", b"watcher_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["on_screen", b"on_screen", "token", b"token", "user_id", b"user_id", "watcher_id", b"watcher_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Screen(_message.Message):
+        """Screen says which posts a person has on screen, instead of those before."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WATCHER_ID_FIELD_NUMBER: _builtins.int
+        POST_IDS_FIELD_NUMBER: _builtins.int
+        watcher_id: _builtins.int
+        """watcher_id is the watcher's."""
+        @_builtins.property
+        def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """post_ids are the posts, at most 50."""
+
+        def __init__(
+            self,
+            *,
+            watcher_id: _builtins.int = ...,
+            post_ids: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["post_ids", b"post_ids", "watcher_id", b"watcher_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     BEGIN_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    SCREENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def begin(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchFeedRequest.Watcher]:
         """begin are new watchers, at most 1,000."""
@@ -307,15 +340,20 @@ class WatchFeedRequest(_message.Message):
     def end(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """end are watchers that nobody needs any more, at most 1,000. They end before the others begin."""
 
+    @_builtins.property
+    def screens(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchFeedRequest.Screen]:
+        """screens are those of watchers that have begun, at most 1,000."""
+
     def __init__(
         self,
         *,
         begin: _abc.Iterable[Global___WatchFeedRequest.Watcher] | None = ...,
         end: _abc.Iterable[_builtins.int] | None = ...,
+        screens: _abc.Iterable[Global___WatchFeedRequest.Screen] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "screens", b"screens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,6 +449,34 @@ class WatchFeedResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Changed(_message.Message):
+        """Changed says that posts on screens are to be looked at again: their counts may have changed, or who may see them. Of one
+        post it comes at most twice a second, and once for whoever has it on screen from now on.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POST_IDS_FIELD_NUMBER: _builtins.int
+        AUTHOR_ID_FIELD_NUMBER: _builtins.int
+        author_id: _builtins.int
+        """author_id means all that this person wrote; watcher_ids may then be empty, for all watchers."""
+        @_builtins.property
+        def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """post_ids are the posts."""
+
+        def __init__(
+            self,
+            *,
+            post_ids: _abc.Iterable[_builtins.int] | None = ...,
+            author_id: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "post_ids", b"post_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Refused(_message.Message):
         """Refused says that a watcher has ended: there is no such person."""
 
@@ -436,6 +502,7 @@ class WatchFeedResponse(_message.Message):
         ADDED_FIELD_NUMBER: _builtins.int
         REMOVED_FIELD_NUMBER: _builtins.int
         REFUSED_FIELD_NUMBER: _builtins.int
+        CHANGED_FIELD_NUMBER: _builtins.int
         WATCHER_IDS_FIELD_NUMBER: _builtins.int
         NUMBER_FIELD_NUMBER: _builtins.int
         PARTITION_FIELD_NUMBER: _builtins.int
@@ -467,6 +534,10 @@ class WatchFeedResponse(_message.Message):
             """refused: the watcher has ended."""
 
         @_builtins.property
+        def changed(self) -> Global___WatchFeedResponse.Changed:
+            """changed: something on screen."""
+
+        @_builtins.property
         def watcher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """watcher_ids are who is told."""
 
@@ -478,15 +549,16 @@ class WatchFeedResponse(_message.Message):
             added: Global___WatchFeedResponse.Added | None = ...,
             removed: Global___WatchFeedResponse.Removed | None = ...,
             refused: Global___WatchFeedResponse.Refused | None = ...,
+            changed: Global___WatchFeedResponse.Changed | None = ...,
             watcher_ids: _abc.Iterable[_builtins.int] | None = ...,
             number: _builtins.int = ...,
             partition: _builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "gap", b"gap", "here", b"here", "number", b"number", "partition", b"partition", "refused", b"refused", "removed", b"removed", "watcher_ids", b"watcher_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "number", b"number", "partition", b"partition", "refused", b"refused", "removed", b"removed", "watcher_ids", b"watcher_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused"]  # noqa: Y015
+        _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused", "changed"]  # noqa: Y015
         _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
         def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -522,21 +594,27 @@ class BatchGetLivePostsRequest(_message.Message):
 
         MEMBER_FIELD_NUMBER: _builtins.int
         USER_IDS_FIELD_NUMBER: _builtins.int
+        ON_SCREEN_FIELD_NUMBER: _builtins.int
         member: _builtins.bytes
         """member is the post or share as it was told."""
+        on_screen: _builtins.bool
+        """on_screen says that they have it on screen: then it need not stand in their feeds, only its id is looked at, and no
+        `liked` and no shared_by is told.
+        """
         @_builtins.property
         def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """user_ids are who will see it in their feeds."""
+            """user_ids are who will see it."""
 
         def __init__(
             self,
             *,
             member: _builtins.bytes = ...,
             user_ids: _abc.Iterable[_builtins.int] | None = ...,
+            on_screen: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "user_ids", b"user_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "on_screen", b"on_screen", "user_ids", b"user_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,7 +679,9 @@ class BatchGetLivePostsResponse(_message.Message):
         VIEWS_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetLivePostsResponse.View]:
-            """views are all ways to see it. Who is in none of them is not to be shown it: it does not stand in their feed now."""
+            """views are all ways to see it. Who is in none of them is not to be shown it: they may not see it, or it does not stand
+            in their feed now.
+            """
 
         def __init__(
             self,
@@ -666,7 +746,9 @@ Global___LiveEventsRequest: _TypeAlias = LiveEventsRequest  # noqa: Y015
 @_typing.final
 class LiveRequest(_message.Message):
     """LiveRequest asks the gateway for the same by a WebSocket, GET /live: each event is a text message, and `here` {type,
-    token} says that nothing came. Before it ends, the gateway says when to come back: `reconnect` {type, after_ms}.
+    token} says that nothing came. Before it ends, the gateway says when to come back: `reconnect` {type, after_ms}. The client
+    may say what is on its screen (LiveScreen), and is then told `counts` {type, token, post_id, likes, comments, shares}
+    of these posts when they change, at most twice a second each, and `post_removed` when one may not be seen any more.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -690,6 +772,34 @@ class LiveRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LiveRequest: _TypeAlias = LiveRequest  # noqa: Y015
+
+@_typing.final
+class LiveScreen(_message.Message):
+    """LiveScreen is what a client says by its WebSocket, as JSON in a text message, at most ten times a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    POST_IDS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """type is "screen"."""
+    @_builtins.property
+    def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """post_ids are the posts that are on the client's screen now, at most 50, instead of those before."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        post_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_ids", b"post_ids", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveScreen: _TypeAlias = LiveScreen  # noqa: Y015
 
 @_typing.final
 class ExplainPostRequest(_message.Message):
