@@ -40,6 +40,9 @@ PING_S = 20.0
 MAX_SAID_BYTES = 4 * 2**10
 """Of a message that it says."""
 
+MAX_LATE_BYTES = 64 * 2**10
+"""That it says once the socket is closed."""
+
 MAX_HELD_BYTES = 64 * 2**10
 """Of an answer, written in one turn of the event loop, before they are sent."""
 
@@ -364,7 +367,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class BoundedSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol. Who does not answer pings is cut off, whatever they have not taken."""
+    """uvicorn's WebSocket protocol.
+
+    Who does not answer pings is cut off, whatever they have not taken; and so is who goes on to talk once it is closed.
+    """
+
+    _late_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self.close_sent:
+            # uvicorn waits for the client to close, and until then reads all that it says.
+            self._late_bytes += len(data)
+            if self._late_bytes > MAX_LATE_BYTES:
+                self.transport.abort()
+                return
+        super().data_received(data)
 
     def keepalive_timeout(self) -> None:
         """No pong came."""

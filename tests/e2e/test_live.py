@@ -239,12 +239,30 @@ async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: 
                 await socket.send('{"type":"screen","post_ids":[1]}')
         await asyncio.wait_for(socket.wait_closed(), 10)
         assert (socket.close_code, socket.close_reason) == (1008, "more than 10 messages a second")
+    # Nor does it who goes on all the same.
+    reading, writing = await asyncio.open_connection(fragile.http.base_url.host, fragile.http.base_url.port)
+    head = f"GET /live?user_id={reader} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    writing.write(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    assert b" 101 " in await reading.readuntil(b"\r\n\r\n")
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(flood(writing), 5)
+    writing.transport.abort()
     many = [await connect(f"{address}/live?user_id={reader}", proxy=None) for _ in range(20)]
     with pytest.raises(InvalidStatus) as too_many:
         await connect(f"{address}/live?user_id={reader}", proxy=None)
     assert too_many.value.response.status_code == 429
     for socket in many:
         await socket.close()
+
+
+async def flood(writing: asyncio.StreamWriter) -> None:
+    """Says what is on screen for as long as it can be said."""
+    content = b'{"type":"screen","post_ids":[1]}'
+    frames = 100 * (b"\x81%c\0\0\0\0%b" % (0x80 | len(content), content))
+    while True:
+        writing.write(frames)
+        await writing.drain()
+        await asyncio.sleep(0)
 
 
 async def test_counts_of_posts_on_screen_come_and_posts_go_within_a_second(fragile: Mesh) -> None:
