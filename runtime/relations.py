@@ -110,7 +110,7 @@ class Relations:
     """The relations of viewers, as of now."""
 
     def __init__(self, graph: GraphServiceAsyncStub) -> None:
-        self._graph = graph
+        self.graph = graph
         self._known: LRUCache[int, Relation] = LRUCache(CACHED_IDS, getsizeof=Relation.weight)
 
     async def of(
@@ -143,7 +143,7 @@ class Relations:
     async def _ask(self, known: Mapping[int, Relation | None]) -> tuple[dict[int, Relation], bool]:
         asked = time.monotonic()
         try:
-            response = await self._graph.BatchGetRelations(
+            response = await self.graph.BatchGetRelations(
                 pb.BatchGetRelationsRequest(
                     items=[
                         pb.BatchGetRelationsRequest.Item(viewer_id=viewer_id, known_version=held.version if held else 0)

@@ -31,6 +31,8 @@ async def follow(pool: Pool, request: pb.FollowRequest, max_following: int) -> p
         if state.private and not state.following:
             if not state.requested:
                 await store.insert_request(connection, follower_id, following_id)
+                fact = event_pb2.FollowRequested(follower_id=follower_id, following_id=following_id)
+                await outbox.add(connection, follower_id, event_pb2.Event(follow_requested=fact))
             return pb.FollowResponse(status=pb.FOLLOW_STATUS_REQUESTED)
         if not state.following:
             await store.insert_edge(connection, follower_id, following_id)

@@ -60,3 +60,23 @@ async def list_follower_counts(pool: Pool, request: pb.ListFollowerCountsRequest
     """A page of those who have many followers, as of the last fold of counts."""
     rows = await store.followed_by_many(pool, request.after_user_id, request.min_followers, request.limit)
     return pb.ListFollowerCountsResponse(user_ids=[row[0] for row in rows], followers=[row[1] for row in rows])
+
+
+async def list_follow_acts(pool: Pool, request: pb.BatchListFollowActsRequest) -> pb.BatchListFollowActsResponse:
+    """Who followed each item's person, and who asked to."""
+    found = await store.follow_acts(pool, [(item.user_id, item.before_id, item.limit) for item in request.items])
+    return pb.BatchListFollowActsResponse(
+        items=[
+            pb.BatchListFollowActsResponse.Item(
+                acts=[pb.FollowAct(act_id=row.act_id, user_id=row.user_id, requested=row.requested) for row in rows]
+            )
+            for rows in found
+        ]
+    )
+
+
+async def get_user_ids(pool: Pool, request: pb.BatchGetUserIdsRequest) -> pb.BatchGetUserIdsResponse:
+    """Who has each username."""
+    names = [name.lower() for name in request.usernames]
+    found = await store.ids_of_names(pool, names)
+    return pb.BatchGetUserIdsResponse(user_ids=[found.get(name, 0) for name in names])

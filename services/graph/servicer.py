@@ -99,6 +99,14 @@ class GraphServicer(graph_pb2_grpc.GraphServiceServicer):
     ) -> pb.BatchListFollowerIdsResponse:
         return await relations.list_follower_ids(self.pool, request)
 
+    async def BatchGetUserIds(self, request: pb.BatchGetUserIdsRequest, context: Any) -> pb.BatchGetUserIdsResponse:
+        return await relations.get_user_ids(self.pool, request)
+
+    async def BatchListFollowActs(
+        self, request: pb.BatchListFollowActsRequest, context: Any
+    ) -> pb.BatchListFollowActsResponse:
+        return await relations.list_follow_acts(self.pool, request)
+
     async def BatchGetFollowerCounts(
         self, request: pb.BatchGetFollowerCountsRequest, context: Any
     ) -> pb.BatchGetFollowerCountsResponse:

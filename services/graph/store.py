@@ -450,6 +450,54 @@ async def follower_ids(pool: Pool, pages: list[tuple[int, int, int]]) -> list[Fo
     return [FollowersPage(*row) for row in rows]
 
 
+class FollowActRow(NamedTuple):
+    """A follow, or a wish to follow."""
+
+    act_id: int
+    user_id: int
+    requested: bool
+
+
+async def follow_acts(pool: Pool, questions: list[tuple[int, int, int]]) -> list[list[FollowActRow]]:
+    """Who followed people or asked to, each question (person, ids below, limit); one for one, newest first."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT item.place, act.* FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::bigint[])
+            WITH ORDINALITY AS item (user_id, before, size, place)
+        CROSS JOIN LATERAL (
+            (SELECT follow_id AS act_id, follower_id, false FROM followers
+             WHERE following_id = item.user_id AND follow_id < item.before
+             ORDER BY follow_id DESC LIMIT item.size)
+            UNION ALL
+            (SELECT follow_request_id, follower_id, true FROM follow_requests
+             WHERE following_id = item.user_id AND follow_request_id < item.before
+             ORDER BY follow_request_id DESC LIMIT item.size)
+            ORDER BY act_id DESC LIMIT item.size
+        ) AS act
+        ORDER BY item.place, act.act_id DESC""",
+        {
+            "users": int8s([user_id for user_id, _, _ in questions]),
+            "befores": int8s([before for _, before, _ in questions]),
+            "sizes": int8s([size for _, _, size in questions]),
+        },
+    )
+    found: list[list[FollowActRow]] = [[] for _ in questions]
+    for place, *row in rows:
+        found[place - 1].append(FollowActRow(*row))
+    return found
+
+
+async def ids_of_names(pool: Pool, usernames: list[str]) -> dict[str, int]:
+    """Who has these usernames (in lower case), by name; those whom nobody has lack."""
+    rows = await fetch(
+        pool,
+        "SELECT lower(username), user_id FROM users WHERE lower(username) = ANY(%(names)s)",
+        {"names": usernames},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
 async def follower_counts(pool: Pool, user_ids: list[int]) -> dict[int, int]:
     """How many people follow each user, totals and pending deltas; those without any may lack."""
     rows = await fetch(

@@ -10,7 +10,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, outbox
 from runtime.paging import DEFAULT_LIMIT, Cursors, filled
 from runtime.postgres import Connection, Pool
-from services.post import store
+from services.post import mentions, store
 from services.post.acts import Act, perform, still
 from services.post.hydrate import not_found
 from services.post.sight import Sights
@@ -20,6 +20,7 @@ async def create_comments(
     pool: Pool, sights: Sights, requests: Sequence[pb.CreateCommentRequest]
 ) -> list[pb.CreateCommentResponse | errors.Error]:
     """Comments on posts, or says of each why not: NotFound (USER_NOT_FOUND, POST_NOT_FOUND). Raises Unavailable."""
+    known = await mentions.people(sights.graph, [request.content for request in requests])
 
     async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreateCommentResponse | errors.Error]:
         targets = await still(connection, acts)
@@ -31,7 +32,8 @@ async def create_comments(
             store.CommentRow(comment_id, on.post_id, act.request.user_id, on.author_id, act.request.content, False)
             for (act, on), comment_id in zip(written, comment_ids, strict=True)
         ]
-        await tell_created(connection, comments)
+        texts = [mentions.Written(row.user_id, row.content, row.post_id, row.comment_id) for row in comments]
+        await tell_created(connection, comments, await mentions.note(connection, texts, known))
         left = iter(comments)
         return [
             pb.CreateCommentResponse(comment=present(next(left), act.username)) if isinstance(on, store.Target) else on
@@ -41,13 +43,19 @@ async def create_comments(
     return await perform(pool, sights, requests, pb.CreateCommentResponse, work)
 
 
-async def tell_created(connection: Connection, comments: Sequence[store.CommentRow]) -> None:
-    """Writes the events of new comments."""
+async def tell_created(
+    connection: Connection, comments: Sequence[store.CommentRow], mentioned: Sequence[Sequence[int]]
+) -> None:
+    """Writes the events of new comments, and whom each mentions."""
     facts = [
         event_pb2.CommentCreated(
-            comment_id=row.comment_id, post_id=row.post_id, author_id=row.author_id, user_id=row.user_id
+            comment_id=row.comment_id,
+            post_id=row.post_id,
+            author_id=row.author_id,
+            user_id=row.user_id,
+            mentioned_ids=its,
         )
-        for row in comments
+        for row, its in zip(comments, mentioned, strict=True)
     ]
     await outbox.add_all(connection, [(fact.post_id, event_pb2.Event(comment_created=fact)) for fact in facts])
 

@@ -54,6 +54,7 @@ async def step(connection: postgres.Connection, user_id: int) -> bool:
     found += await store.take_swept_posts(connection, user_id, ROWS)
     await idempotency.forget(connection, user_id)
     await store.forget_changes(connection, user_id)
+    await store.forget_mentions(connection, user_id)
     if not found and await store.finish_erasure(connection, user_id):
         await outbox.add(connection, user_id, event_pb2.Event(author_erased=event_pb2.AuthorErased(user_id=user_id)))
     return found > 0

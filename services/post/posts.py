@@ -10,7 +10,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, members, outbox, validation, wire
 from runtime.paging import Cursors, Rows, filled_each, most_posts
 from runtime.postgres import Connection, Pool
-from services.post import store
+from services.post import mentions, store
 from services.post.acts import Act, perform, still
 from services.post.hot import HotPost, HotPosts
 from services.post.hydrate import hydrate, hydrate_pages, not_found, present
@@ -24,6 +24,7 @@ async def create_posts(
     pool: Pool, sights: Sights, requests: Sequence[pb.CreatePostRequest]
 ) -> list[pb.CreatePostResponse | errors.Error]:
     """Publishes posts, or says of each why not: NotFound (USER_NOT_FOUND). Raises Unavailable."""
+    known = await mentions.people(sights.graph, [request.content for request in requests])
 
     async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreatePostResponse]:
         new = [
@@ -48,11 +49,15 @@ async def create_posts(
             )
             for act, row, post_id in zip(acts, new, post_ids, strict=True)
         ]
+        written = [mentions.Written(post.user_id, post.content, post.post_id) for post in posts]
+        mentioned = await mentions.note(connection, written, known)
         await tell_created(
             connection,
             *(
-                event_pb2.PostCreated(post_id=post.post_id, author_id=post.user_id, original_id=post.post_id)
-                for post in posts
+                event_pb2.PostCreated(
+                    post_id=post.post_id, author_id=post.user_id, original_id=post.post_id, mentioned_ids=its
+                )
+                for post, its in zip(posts, mentioned, strict=True)
             ),
         )
         return [pb.CreatePostResponse(post=post) for post in posts]
@@ -64,6 +69,7 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
     """Shares or quotes a post. Raises NotFound (USER_NOT_FOUND, POST_NOT_FOUND)."""
     username = await sights.people.require(request.user_id)
     seen, sight = await sights.target(pool, request.user_id, request.post_id)
+    known = await mentions.people(sights.graph, [request.content])
 
     async def work(connection: Connection) -> pb.SharePostResponse:
         [original] = await still(connection, [Act(request, username, seen)])
@@ -73,7 +79,11 @@ async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -
             quote = store.NewPost(request.user_id, request.content, "", pb.VISIBILITY_PUBLIC, original.post_id)
             [share_id] = await store.insert_posts(connection, [quote])
             await store.add_delta(connection, original.post_id, shares=1)
-            await tell_created(connection, shared(request.user_id, share_id, share_id, original))
+            told = shared(request.user_id, share_id, share_id, original)
+            written = mentions.Written(request.user_id, request.content, share_id, quoted_id=original.author_id)
+            [mentioned] = await mentions.note(connection, [written], known)
+            told.mentioned_ids.extend(mentioned)
+            await tell_created(connection, told)
         else:
             share_id = await share_plainly(connection, request.user_id, original)
         rows = await store.posts(connection, [share_id, original.post_id])
@@ -111,7 +121,11 @@ async def share_plainly(connection: Connection, user_id: int, original: store.Ta
 def shared(user_id: int, share_id: int, original_id: int, of: store.Target) -> event_pb2.PostCreated:
     """What is told of a new share or quote of a post."""
     return event_pb2.PostCreated(
-        post_id=share_id, author_id=user_id, original_id=original_id, shared_post_id=of.post_id
+        post_id=share_id,
+        author_id=user_id,
+        original_id=original_id,
+        shared_post_id=of.post_id,
+        shared_author_id=of.author_id,
     )
 
 

@@ -117,6 +117,9 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
         require_fitting(sum(len(item.post_ids) for item in request.items))
         return await skeleton.get_posts(self.hot, self.sights, request)
 
+    async def BatchListActs(self, request: pb.BatchListActsRequest, context: Any) -> pb.BatchListActsResponse:
+        return await skeleton.list_acts(self.pool, request)
+
     async def BatchListNewest(self, request: pb.BatchListNewestRequest, context: Any) -> pb.BatchListNewestResponse:
         return await skeleton.list_newest(self.pool, request)
 

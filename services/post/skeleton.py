@@ -106,3 +106,23 @@ async def list_post_counts(pool: Pool, request: pb.ListPostCountsRequest) -> pb.
     """A page of those who wrote since a moment, and how much."""
     rows = await store.post_counts(pool, request.after_user_id, request.min_post_id, request.limit)
     return pb.ListPostCountsResponse(user_ids=[row[0] for row in rows], posts=[row[1] for row in rows])
+
+
+async def list_acts(pool: Pool, request: pb.BatchListActsRequest) -> pb.BatchListActsResponse:
+    """What concerns each item's person."""
+    found = await store.acts_of(pool, [(item.user_id, item.before_id, item.limit) for item in request.items])
+    response = pb.BatchListActsResponse()
+    for rows in found:
+        response.items.add(
+            acts=[
+                pb.Act(
+                    kind=pb.ActKind.Value(f"ACT_KIND_{row.kind.upper()}"),
+                    act_id=row.act_id,
+                    user_id=row.user_id,
+                    post_id=row.post_id,
+                    comment_id=row.comment_id,
+                )
+                for row in rows
+            ]
+        )
+    return response

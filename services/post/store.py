@@ -249,12 +249,14 @@ async def lock_post(connection: Connection, post_id: int) -> LockedPost | None:
 
 
 async def delete_post(connection: Connection, post: LockedPost) -> None:
-    """Empties a post and marks it deleted, its counts with it; takes it from its original's count of shares."""
+    """Empties a post and marks it deleted, with its counts and all mentions in it and under it; takes it from its
+    original's count of shares."""
     await connection.execute(
         "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s",
         (post.post_id,),
     )
     await delete_counts(connection, post.post_id)
+    await connection.execute("DELETE FROM mentions WHERE post_id = %s", (post.post_id,))
     if post.original_id != post.post_id:
         await connection.execute(
             "DELETE FROM shares WHERE user_id = %s AND share_id = %s", (post.user_id, post.post_id)
@@ -391,9 +393,12 @@ async def lock_comment(connection: Connection, comment_id: int) -> CommentRow | 
 
 
 async def delete_comment(connection: Connection, comment: CommentRow) -> None:
-    """Empties a comment and marks it deleted, with its count delta."""
+    """Empties a comment and marks it deleted, with its count delta and mentions."""
     await connection.execute(
         "UPDATE comments SET content = '', deleted_at = clock_timestamp() WHERE comment_id = %s", (comment.comment_id,)
+    )
+    await connection.execute(
+        "DELETE FROM mentions WHERE post_id = %s AND comment_id = %s", (comment.post_id, comment.comment_id)
     )
     await add_delta(connection, comment.post_id, comments=-1)
 
@@ -758,6 +763,86 @@ async def likes_by(pool: Pool, user_id: int, before: int, limit: int) -> list[tu
     return [(row[0], row[1]) for row in rows]
 
 
+# What concerns people.
+
+
+class Mention(NamedTuple):
+    """Whom a post or comment mentions, or whose post it quotes."""
+
+    user_id: int
+    actor_id: int
+    post_id: int
+    comment_id: int
+    is_quote: bool
+
+
+async def insert_mentions(connection: Connection, new: Sequence[Mention]) -> None:
+    """Adds mentions."""
+    users, actors, posts, comments, quotes = columns(new, 5)
+    await connection.execute(
+        """
+        INSERT INTO mentions (user_id, actor_id, post_id, comment_id, is_quote)
+        SELECT * FROM unnest(
+            %(users)s::bigint[], %(actors)s::bigint[], %(posts)s::bigint[], %(comments)s::bigint[],
+            %(quotes)s::boolean[])""",
+        {"users": users, "actors": actors, "posts": posts, "comments": comments, "quotes": quotes},
+    )
+
+
+async def forget_mentions(connection: Connection, user_id: int) -> None:
+    """Removes all mentions of someone, and by them."""
+    await connection.execute("DELETE FROM mentions WHERE %(user)s IN (user_id, actor_id)", {"user": user_id})
+
+
+class ActRow(NamedTuple):
+    """Something that somebody did and that concerns another."""
+
+    kind: str
+    act_id: int
+    user_id: int
+    post_id: int
+    comment_id: int
+
+
+async def acts_of(pool: Pool, questions: Sequence[tuple[int, int, int]]) -> list[list[ActRow]]:
+    """What concerns people, each question (person, ids below, limit); answers one for one, newest first."""
+    rows = await fetch(
+        pool,
+        """
+        SELECT item.place, act.* FROM unnest(%(users)s::bigint[], %(befores)s::bigint[], %(sizes)s::bigint[])
+            WITH ORDINALITY AS item (user_id, before, size, place)
+        CROSS JOIN LATERAL (
+            (SELECT 'liked' AS kind, like_id AS act_id, user_id, post_id, 0::bigint AS comment_id FROM likes
+             WHERE author_id = item.user_id AND like_id < item.before AND user_id <> author_id
+             ORDER BY like_id DESC LIMIT item.size)
+            UNION ALL
+            (SELECT 'commented', comment_id, user_id, post_id, comment_id FROM comments
+             WHERE author_id = item.user_id AND comment_id < item.before AND user_id <> author_id
+               AND deleted_at IS NULL
+             ORDER BY comment_id DESC LIMIT item.size)
+            UNION ALL
+            (SELECT 'shared', share_id, user_id, post_id, 0 FROM shares
+             WHERE author_id = item.user_id AND share_id < item.before AND user_id <> author_id
+             ORDER BY share_id DESC LIMIT item.size)
+            UNION ALL
+            (SELECT CASE WHEN is_quote THEN 'quoted' ELSE 'mentioned' END, mention_id, actor_id, post_id, comment_id
+             FROM mentions WHERE user_id = item.user_id AND mention_id < item.before
+             ORDER BY mention_id DESC LIMIT item.size)
+            ORDER BY act_id DESC LIMIT item.size
+        ) AS act
+        ORDER BY item.place, act.act_id DESC""",
+        {
+            "users": int8s([user_id for user_id, _, _ in questions]),
+            "befores": int8s([before for _, before, _ in questions]),
+            "sizes": int8s([size for _, _, size in questions]),
+        },
+    )
+    found: list[list[ActRow]] = [[] for _ in questions]
+    for place, *row in rows:
+        found[place - 1].append(ActRow(*row))
+    return found
+
+
 # What is checked: straight from the table, by no query that a feed is made with.
 
 ROW_COLUMNS = """
@@ -801,10 +886,11 @@ async def traces(pool: Pool, user_id: int) -> dict[str, int]:
                (SELECT count(*) FROM comments WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM likes WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id)),
+               (SELECT count(*) FROM mentions WHERE %(user)s IN (user_id, actor_id)),
                (SELECT count(*) FROM post_changes WHERE %(user)s IN (user_id, liker_id))""",
         {"user": user_id},
     )
-    return dict(zip(("posts", "comments", "likes", "shares", "post_changes"), row, strict=True))
+    return dict(zip(("posts", "comments", "likes", "shares", "mentions", "post_changes"), row, strict=True))
 
 
 # Erasure.
@@ -863,6 +949,8 @@ async def take_comments(connection: Connection, user_id: int, limit: int) -> lis
             INSERT INTO post_count_deltas (post_id, comments) SELECT post_id, -1 FROM gone WHERE deleted_at IS NULL
         ), noted AS (
             INSERT INTO post_changes (user_id, post_id) SELECT DISTINCT 0, post_id FROM gone
+        ), unmentioned AS (
+            DELETE FROM mentions m USING gone WHERE m.post_id = gone.post_id AND m.comment_id = gone.comment_id
         )
         SELECT comment_id, post_id FROM gone""",
         {"user": user_id, "limit": limit},

@@ -20,6 +20,7 @@ from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
 from services.timeline.modes import Modes
 from services.timeline.news import STEP_S, News
+from services.timeline.notifications import Notifications
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
@@ -47,16 +48,18 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
             post = PostServiceStub(post_channel)
             timelines = Timelines(stores, int(settings.active_days * DAY_S))
             sources = Sources(post, guard, timelines, Authors(timelines, post), Modes(pool))
+            graph, cursors = GraphServiceStub(graph_channel), Cursors(settings.cursor_secret)
             parts = Parts(
-                Relations(GraphServiceStub(graph_channel)),
-                Cursors(settings.cursor_secret),
+                Relations(graph),
+                cursors,
                 sources,
                 post,
                 RankingServiceStub(ranking_channel),
             )
             news = News(probe, parts.own)
             watches = Watches(news, parts.relations, probe)
-            servicer = TimelineServicer(parts, watches)
+            notifications = Notifications(pool, parts.relations, graph, post, cursors)
+            servicer = TimelineServicer(parts, watches, notifications)
             await asyncio.gather(
                 running.every(LOOK_S, "look_at_redis", guard.look),
                 running.every(STEP_S, "follow_posts", news.step),

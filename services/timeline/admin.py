@@ -460,6 +460,7 @@ async def erased(settings: AdminSettings, arguments: argparse.Namespace) -> str:
         for part, answer in answers.items():
             found += [(part, trace.place, trace.count) for trace in answer.traces]
         found.append(("timeline", "author_modes", len(await store.modes(pool, [user_id]))))
+        found.append(("timeline", "read_marks", int(await store.has_mark(pool, user_id))))
         own = await stores.exists(home_key(user_id)) + await stores.exists(author_key(user_id))
         found.append(("timeline", "their timelines", own))
         named = 0

@@ -93,6 +93,7 @@ class Fanout:
         Looks through all home timelines: whoever once followed may still have members that name them.
         """
         await postgres.transact(self.pool, lambda connection: store.forget_author(connection, user_id))
+        await postgres.transact(self.pool, lambda connection: store.forget_mark(connection, user_id))
         await self.timelines.drop([home_key(user_id), author_key(user_id)])
         async for key, timeline in self.timelines.homes():
             named = timeline.rows[timeline.rows[:, 1] == user_id]

@@ -74,7 +74,7 @@ class Modes:
     """The modes as readers of this process know them: all in memory, looked at four times a second during reads."""
 
     def __init__(self, pool: postgres.Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._version = -1
         self._known = Pulled(np.empty(0, dtype=np.int64), float("-inf"))
         self._failed = float("-inf")
@@ -101,7 +101,7 @@ class Modes:
 
     async def _look(self) -> None:
         as_of = time.monotonic()
-        self._version, author_ids = await store.pulled(self._pool, self._version)
+        self._version, author_ids = await store.pulled(self.pool, self._version)
         known = self._known.author_ids if author_ids is None else np.sort(np.array(author_ids, dtype=np.int64))
         self._known = Pulled(known, as_of)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2_grpc
-from runtime import wire
+from runtime import errors, wire
 from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import MAX_BATCH_POSTS, most_posts, require_fitting
 from services.timeline.explain import explain
 from services.timeline.feed import Parts, get_feeds
+from services.timeline.notifications import Notifications
 from services.timeline.show import show_live
 from services.timeline.watch import Watches
 
@@ -27,6 +28,7 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
 
     parts: Parts
     watches: Watches
+    notifications: Notifications
 
     @cached_property
     def _feeds(self) -> Coalescer[pb.GetFeedRequest, bytes]:
@@ -38,6 +40,24 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
 
     async def ExplainPost(self, request: pb.ExplainPostRequest, context: Any) -> pb.ExplainPostResponse:
         return await explain(self.parts, request)
+
+    async def ListNotifications(
+        self, request: pb.ListNotificationsRequest, context: Any
+    ) -> pb.ListNotificationsResponse:
+        [page] = await self.notifications.pages([request])
+        if isinstance(page, errors.Error):
+            raise page
+        return page
+
+    async def ReadNotifications(
+        self, request: pb.ReadNotificationsRequest, context: Any
+    ) -> pb.ReadNotificationsResponse:
+        return await self.notifications.read(request)
+
+    async def BatchListNotifications(
+        self, request: pb.BatchListNotificationsRequest, context: Any
+    ) -> pb.BatchListNotificationsResponse:
+        return outcomes(pb.BatchListNotificationsResponse(), await self.notifications.pages(request.items))
 
     def WatchFeed(
         self, request_iterator: AsyncIterator[pb.WatchFeedRequest], context: Any

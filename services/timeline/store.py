@@ -185,3 +185,38 @@ async def set_reconciled(pool: Pool, max_followers: int) -> None:
             ON CONFLICT (only_row) DO UPDATE SET reconciled_limit = %(limit)s""",
             {"limit": max_followers},
         )
+
+
+# How far people have read their notifications.
+
+
+async def read_marks(pool: Pool, user_ids: Sequence[int]) -> dict[int, int]:
+    """Up to which notification people have read; those who have read none lack."""
+    rows = await fetch(
+        pool,
+        "SELECT user_id, notification_id FROM read_marks WHERE user_id = ANY(%(ids)s)",
+        {"ids": int8s(user_ids)},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def mark_read(pool: Pool, user_id: int, notification_id: int) -> None:
+    """Notes up to which notification somebody has read, unless they have read further."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO read_marks (user_id, notification_id) VALUES (%(user)s, %(id)s)
+            ON CONFLICT (user_id) DO UPDATE SET notification_id = excluded.notification_id
+            WHERE read_marks.notification_id < excluded.notification_id""",
+            {"user": user_id, "id": notification_id},
+        )
+
+
+async def forget_mark(connection: Connection, user_id: int) -> None:
+    """Forgets what somebody has read."""
+    await connection.execute("DELETE FROM read_marks WHERE user_id = %s", (user_id,))
+
+
+async def has_mark(pool: Pool, user_id: int) -> bool:
+    """Whether it is known what somebody has read."""
+    return user_id in await read_marks(pool, [user_id])

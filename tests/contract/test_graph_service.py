@@ -1234,3 +1234,36 @@ async def test_of_too_many_changes_none_is_told(graph: GraphService) -> None:
     version, _, _ = await changes(graph, 0)
     await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=ann, private=True))
     assert await changes(graph, version - 1000) == (version + 1, set(), True)
+
+
+# What concerns people.
+
+
+async def test_follows_and_wishes_to_follow_are_listed_newest_first(graph: GraphService) -> None:
+    ann, bob, eve = await join_all(graph, 3)
+    await graph.stub.Follow(pb.FollowRequest(follower_id=bob, following_id=ann))
+    await graph.stub.UpdateUser(pb.UpdateUserRequest(user_id=ann, private=True))
+    await graph.stub.Follow(pb.FollowRequest(follower_id=eve, following_id=ann))
+
+    async def acts(before_id: int = ids.MAX_ID, limit: int = 100) -> list[pb.FollowAct]:
+        request = pb.BatchListFollowActsRequest()
+        request.items.add(user_id=ann, before_id=before_id, limit=limit)
+        request.items.add(user_id=bob, before_id=before_id, limit=limit)
+        first, second = (await graph.stub.BatchListFollowActs(request)).items
+        assert not second.acts
+        return list(first.acts)
+
+    found = await acts()
+    assert [(act.user_id, act.requested) for act in found] == [(eve, True), (bob, False)]
+    assert await acts(limit=1) == found[:1]
+    assert await acts(before_id=found[0].act_id) == found[1:]
+    await graph.stub.AcceptFollowRequest(pb.AcceptFollowRequestRequest(user_id=ann, follower_id=eve))
+    await graph.stub.Unfollow(pb.UnfollowRequest(follower_id=bob, following_id=ann))
+    assert [(act.user_id, act.requested) for act in await acts()] == [(eve, False)]
+
+
+async def test_people_are_found_by_their_names_letter_case_aside(graph: GraphService) -> None:
+    ann, bob = await join_all(graph, 2)
+    names = [(await graph.stub.GetUser(pb.GetUserRequest(user_id=user_id))).user.username for user_id in (ann, bob)]
+    request = pb.BatchGetUserIdsRequest(usernames=[names[1], "nobody.at.all", names[0].upper(), names[1]])
+    assert list((await graph.stub.BatchGetUserIds(request)).user_ids) == [bob, 0, ann, bob]

@@ -1640,3 +1640,100 @@ async def test_an_export_holds_all_that_is_ones_own_and_an_end(service: PostServ
     assert records[-1].end.records == len(records) - 1 == 6
     with refusal(errors.NotFound, "USER_NOT_FOUND"):
         [record async for record in service.stub.ExportUser(pb.ExportUserRequest(user_id=NOTHING))]
+
+
+# What concerns people.
+
+
+async def acts_of(service: PostService, user_id: int, before_id: int = ids.MAX_ID, limit: int = 100) -> list[pb.Act]:
+    item = pb.BatchListActsRequest.Item(user_id=user_id, before_id=before_id, limit=limit)
+    [answer] = (await service.stub.BatchListActs(pb.BatchListActsRequest(items=[item]))).items
+    assert sorted((act.act_id for act in answer.acts), reverse=True) == [act.act_id for act in answer.acts]
+    return list(answer.acts)
+
+
+def told(acts: Iterable[pb.Act]) -> list[tuple[str, int, int, int]]:
+    """Acts as (what, who, post, comment), oldest first."""
+    return [
+        (pb.ActKind.Name(act.kind).removeprefix("ACT_KIND_").lower(), act.user_id, act.post_id, act.comment_id)
+        for act in reversed(list(acts))
+    ]
+
+
+async def test_acts_tell_what_others_did_until_it_is_taken_back(post_service: PostService) -> None:
+    ann, bob, eve = await join_all(post_service, 3)
+    post_id = await write(post_service, ann)
+    await like(post_service, bob, post_id)
+    remark = await comment(post_service, eve, post_id)
+    plain = await share(post_service, bob, post_id)
+    quote = await share(post_service, eve, post_id, "look")
+    for own in (
+        like(post_service, ann, post_id),
+        comment(post_service, ann, post_id),
+        share(post_service, ann, post_id),
+    ):
+        await own
+    expected = [
+        ("liked", bob, post_id, 0),
+        ("commented", eve, post_id, remark.comment_id),
+        ("shared", bob, post_id, 0),
+        ("quoted", eve, quote.post_id, 0),
+    ]
+    acts = await acts_of(post_service, ann)
+    assert told(acts) == expected
+    assert await acts_of(post_service, bob) == []
+    for at in range(len(acts)):
+        assert await acts_of(post_service, ann, before_id=acts[at].act_id) == acts[at + 1 :]
+        assert await acts_of(post_service, ann, limit=at + 1) == acts[: at + 1]
+    for take_back in (
+        unlike(post_service, bob, post_id),
+        delete_comment(post_service, eve, remark.comment_id),
+        delete(post_service, bob, plain.post_id),
+        delete(post_service, eve, quote.post_id),
+    ):
+        await take_back
+        expected.pop(0)
+        assert told(await acts_of(post_service, ann)) == expected
+
+
+async def test_who_is_mentioned_is_told_of_it_once_a_text(post_service: PostService) -> None:
+    ann, bob, eve = await join_all(post_service, 3)
+    names = {user_id: await username(post_service, user_id) for user_id in (ann, bob, eve)}
+    text = f"@{names[bob]} and @{names[bob].upper()}, @{names[ann]}, me@{names[eve]}.example, @nobody.of.this.name"
+    post_id = await write(post_service, ann, text)
+    remark = await comment(post_service, eve, post_id, f"(@{names[bob]})")
+    # Who is quoted is told of the quote.
+    quote = await share(post_service, bob, post_id, f"@{names[ann]} @{names[eve]}")
+    assert told(await acts_of(post_service, bob)) == [
+        ("mentioned", ann, post_id, 0),
+        ("mentioned", eve, post_id, remark.comment_id),
+    ]
+    assert told(await acts_of(post_service, eve)) == [("mentioned", bob, quote.post_id, 0)]
+    assert told(await acts_of(post_service, ann)) == [
+        ("commented", eve, post_id, remark.comment_id),
+        ("quoted", bob, quote.post_id, 0),
+    ]
+    await delete_comment(post_service, eve, remark.comment_id)
+    assert told(await acts_of(post_service, bob)) == [("mentioned", ann, post_id, 0)]
+    await delete(post_service, ann, post_id)
+    assert await acts_of(post_service, bob) == []
+
+
+async def test_what_is_alike_to_all_is_what_everybody_sees_as_it_is(post_service: PostService) -> None:
+    ann, bob = await join_all(post_service, 2)
+    post_id = await write(post_service, ann)
+    hidden = await write(post_service, ann, visibility=pb.VISIBILITY_FOLLOWERS)
+    plain, quote = await share(post_service, bob, post_id), await share(post_service, bob, post_id, "look")
+    await like(post_service, bob, post_id)
+
+    async def alike() -> list[int]:
+        request = pb.BatchGetPostsRequest()
+        request.items.add(post_ids=[post_id, hidden, plain.post_id, quote.post_id], only_alike=True)
+        [item] = (await post_service.stub.BatchGetPosts(request)).items
+        return [post.post_id for post in item.page.posts]
+
+    assert await alike() == [post_id]
+    await set_private(post_service, ann, True)
+    async with asyncio.timeout(10):
+        while await alike():
+            await asyncio.sleep(0.05)

@@ -283,6 +283,23 @@ class FakeGraph(graph_pb2_grpc.GraphServiceServicer):
             )
         return response
 
+    async def BatchGetUserIds(self, request: pb.BatchGetUserIdsRequest, context: Any) -> pb.BatchGetUserIdsResponse:
+        known = {person.username.lower(): person.user_id for person in self.people.values()}
+        return pb.BatchGetUserIdsResponse(user_ids=[known.get(name.lower(), 0) for name in request.usernames])
+
+    async def BatchListFollowActs(
+        self, request: pb.BatchListFollowActsRequest, context: Any
+    ) -> pb.BatchListFollowActsResponse:
+        response = pb.BatchListFollowActsResponse()
+        for item in request.items:
+            acts = [(*act, False) for act in meaning(item.user_id, self.follows)]
+            acts += [(*act, True) for act in meaning(item.user_id, self.requests)]
+            left = sorted((act for act in acts if act[0] < item.before_id), reverse=True)
+            answer = response.items.add()
+            for act_id, user_id, requested in left[: item.limit]:
+                answer.acts.add(act_id=act_id, user_id=user_id, requested=requested)
+        return response
+
     async def BatchGetFollowerCounts(
         self, request: pb.BatchGetFollowerCountsRequest, context: Any
     ) -> pb.BatchGetFollowerCountsResponse:

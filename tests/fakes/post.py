@@ -17,6 +17,7 @@ from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors, ids, members, validation
 from runtime.clock import Clock, wall_clock
 from runtime.paging import DEFAULT_LIMIT, Cursors, most_posts, require_fitting
+from services.post.mentions import names
 from tests.fakes.graph import FakeGraph
 from tests.fakes.idempotency import Answers
 from tests.fakes.ids import NextId
@@ -56,6 +57,18 @@ class Remark:
     deleted: bool = False
 
 
+@dataclass
+class Mention:
+    """Whom a post or comment mentions, or whose post it quotes."""
+
+    mention_id: int
+    user_id: int
+    actor_id: int
+    post_id: int
+    comment_id: int = 0
+    is_quote: bool = False
+
+
 class FakePost(post_pb2_grpc.PostServiceServicer):
     """PostService as its contract says."""
 
@@ -64,6 +77,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self.likes: dict[tuple[int, int], int] = {}
         """The id of each like, by post and user."""
         self.comments: dict[int, Remark] = {}
+        self.mentions: list[Mention] = []
         self._transactions = 1
         self._wrote: dict[int, int] = {}
         """In which transaction someone last wrote, shared or deleted something."""
@@ -116,6 +130,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         def work() -> pb.CreatePostResponse:
             visibility = request.visibility or pb.VISIBILITY_PUBLIC
             entry = self._add(Entry(self._next_id(), request.user_id, request.content, request.media_url, visibility))
+            self._mention(request.user_id, request.content, entry.post_id)
             return pb.CreatePostResponse(post=self._present(entry, request.user_id))
 
         return self._answers.once(request, request.user_id, work)
@@ -160,6 +175,12 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             share = next(mine, None) or self._add(
                 Entry(self._next_id(), request.user_id, content, shared_post_id=original_id)
             )
+            if content:
+                author_id = self.posts[original_id].user_id
+                self._mention(request.user_id, content, share.post_id, but=author_id)
+                if author_id != request.user_id:
+                    quote = Mention(self._next_id(), author_id, request.user_id, share.post_id, is_quote=True)
+                    self.mentions.append(quote)
             return pb.SharePostResponse(post=self._present(share, request.user_id))
 
         answer = pb.SharePostResponse()
@@ -200,6 +221,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             post_id = self._target(request.post_id, request.user_id).post_id
             remark = Remark(self._next_id(), post_id, request.user_id, request.content)
             self.comments[remark.comment_id] = remark
+            self._mention(request.user_id, request.content, post_id, remark.comment_id)
             return pb.CreateCommentResponse(comment=self._present_comment(remark))
 
         return self._answers.once(request, request.user_id, work)
@@ -262,6 +284,14 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         response = pb.BatchGetPostsResponse()
         for item in request.items:
             entries = [e for post_id in item.post_ids if (e := self.seen(post_id, item.viewer_id))]
+            if item.only_alike:
+                entries = [
+                    entry
+                    for entry in entries
+                    if entry.visibility == pb.VISIBILITY_PUBLIC
+                    and entry.shared_post_id is None
+                    and not self._graph.people[entry.user_id].private
+                ]
             posts = [self._present(entry, item.viewer_id) for entry in entries]
             page = response.items.add(page=pb.PostPage(posts=posts))
             page.members = packed(entries)
@@ -289,6 +319,55 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             if post.shared_post.user_id in muted:
                 post.ClearField("shared_post")
         page.shares = packed(sorted(shares, key=lambda share: -share.post_id))
+
+    async def BatchListActs(self, request: pb.BatchListActsRequest, context: Any) -> pb.BatchListActsResponse:
+        response = pb.BatchListActsResponse()
+        for item in request.items:
+            whose = {post_id: entry.user_id for post_id, entry in self.posts.items()}
+            acts = [
+                pb.Act(kind=pb.ACT_KIND_LIKED, act_id=like_id, user_id=user_id, post_id=post_id)
+                for (post_id, user_id), like_id in self.likes.items()
+            ]
+            acts += [
+                pb.Act(
+                    kind=pb.ACT_KIND_COMMENTED,
+                    act_id=each.comment_id,
+                    user_id=each.user_id,
+                    post_id=each.post_id,
+                    comment_id=each.comment_id,
+                )
+                for each in self.comments.values()
+                if not each.deleted
+            ]
+            acts += [
+                pb.Act(kind=pb.ACT_KIND_SHARED, act_id=each.post_id, user_id=each.user_id, post_id=each.original_id)
+                for each in self.posts.values()
+                if each.original_id != each.post_id and not each.deleted
+            ]
+            acts = [act for act in acts if whose[act.post_id] == item.user_id != act.user_id]
+            acts += [
+                pb.Act(
+                    kind=pb.ACT_KIND_QUOTED if each.is_quote else pb.ACT_KIND_MENTIONED,
+                    act_id=each.mention_id,
+                    user_id=each.actor_id,
+                    post_id=each.post_id,
+                    comment_id=each.comment_id,
+                )
+                for each in self.mentions
+                if each.user_id == item.user_id
+                and not self.posts[each.post_id].deleted
+                and not (each.comment_id and self.comments[each.comment_id].deleted)
+            ]
+            left = sorted((act for act in acts if act.act_id < item.before_id), key=lambda act: -act.act_id)
+            response.items.add(acts=left[: item.limit])
+        return response
+
+    def _mention(self, actor_id: int, text: str, post_id: int, comment_id: int = 0, *, but: int = 0) -> None:
+        """Notes whom a text mentions."""
+        known = {person.username.lower(): person.user_id for person in self._graph.people.values()}
+        for name in names(text):
+            if (user_id := known.get(name, 0)) and user_id not in (actor_id, but):
+                self.mentions.append(Mention(self._next_id(), user_id, actor_id, post_id, comment_id))
 
     async def BatchListNewest(self, request: pb.BatchListNewestRequest, context: Any) -> pb.BatchListNewestResponse:
         response = pb.BatchListNewestResponse()

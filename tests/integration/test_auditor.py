@@ -22,12 +22,12 @@ from services.timeline import auditor as worker
 from services.timeline.audit import FEED, KINDS, LIST
 from services.timeline.auditor import Auditor, Look
 from services.timeline.epoch import Guard
-from services.timeline.servicer import SERVICE, TimelineServicer
+from services.timeline.servicer import SERVICE
 from services.timeline.timelines import Timeline, author_key, home_key, user_of
 from tests.fakes.databases import Databases
 from tests.fakes.serving import serving
 from tests.integration.mesh_world import LIMITS, World, mesh
-from tests.integration.timeline_stores import watches
+from tests.integration.timeline_stores import timeline_servicer
 
 if TYPE_CHECKING:
     from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
@@ -128,7 +128,7 @@ def audited(databases: Databases, valkey: Valkey) -> Meshes:
     @asynccontextmanager
     async def make() -> AsyncIterator[Audited]:
         async with mesh(databases, valkey) as whole, whole.world() as world:
-            servicer = TimelineServicer(world.replicas[0], watches(world.replicas[0]))
+            servicer = timeline_servicer(world.replicas[0])
             async with (
                 serving(lambda s: add_TimelineServiceServicer_to_server(servicer, s), services=(SERVICE,)) as served,
                 client.connect(served.target, SERVICE) as channel,

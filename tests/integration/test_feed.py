@@ -36,12 +36,11 @@ from services.ranking.servicer import RankingServicer
 from services.timeline import authors, scroll, skeleton
 from services.timeline.deliver import Fanout
 from services.timeline.feed import Parts
-from services.timeline.servicer import TimelineServicer
 from tests.fakes.databases import Databases
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
 from tests.fakes.serving import Served, serving
-from tests.integration.timeline_stores import feeds, timeline_stores, watches
+from tests.integration.timeline_stores import feeds, timeline_servicer, timeline_stores
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -382,7 +381,7 @@ async def test_a_batch_asks_for_no_more_posts_than_an_answer_holds(worlds: World
     async with worlds(5) as mesh:
         request = pb.BatchGetFeedRequest(items=[pb.GetFeedRequest(user_id=mesh.people[READER], limit=100)] * 7)
         with pytest.raises(errors.InvalidArgument, match="640 posts"):
-            await TimelineServicer(mesh.parts, watches(mesh.parts)).BatchGetFeed(request, None)
+            await timeline_servicer(mesh.parts).BatchGetFeed(request, None)
 
 
 async def test_a_cursor_stays_short_for_one_who_follows_and_unfollows_all_the_time(
@@ -417,9 +416,7 @@ async def test_one_bad_page_of_a_batch_fails_alone(worlds: Worlds) -> None:
         request.items.add(user_id=0)
         request.items.add(user_id=mesh.people[READER], cursor="forged")
         request.items.add(user_id=mesh.people[READER], limit=101)
-        answer = pb.BatchGetFeedResponse.FromString(
-            await TimelineServicer(mesh.parts, watches(mesh.parts)).BatchGetFeed(request, None)
-        )
+        answer = pb.BatchGetFeedResponse.FromString(await timeline_servicer(mesh.parts).BatchGetFeed(request, None))
         assert [post.post_id for post in answer.items[0].result.posts] == [post_id]
         failed = [errors.from_status(status_pb2.Status.FromString(i.error.SerializeToString())) for i in answer.items]
         assert [error.reason for error in failed[1:]] == [

@@ -26,6 +26,7 @@ from services.timeline.watch import Watches
 from tests.fakes.databases import Databases
 from tests.fakes.serving import serving
 from tests.integration.mesh_world import World, mesh
+from tests.integration.timeline_stores import notifications
 
 if TYPE_CHECKING:
     from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
@@ -131,7 +132,7 @@ class Scene:
         parts = self.world.replicas[number]
         heard = News(self.world.stores.client, parts.own)
         watches = Watches(heard, parts.relations, self.world.stores.client)
-        servicer = TimelineServicer(parts, watches)
+        servicer = TimelineServicer(parts, watches, notifications(parts))
         served = await self.stack.enter_async_context(
             serving(lambda server: add_TimelineServiceServicer_to_server(servicer, server), services=(SERVICE,))
         )

@@ -18,6 +18,8 @@ from services.timeline.epoch import Guard
 from services.timeline.feed import Parts, get_feeds
 from services.timeline.modes import Modes, Transitions
 from services.timeline.news import News
+from services.timeline.notifications import Notifications
+from services.timeline.servicer import TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
 from services.timeline.watch import Watches
@@ -77,6 +79,16 @@ def watches(parts: Parts) -> Watches:
     """Nobody watching yet; the test looks at the news for them."""
     stores = parts.sources.timelines.client
     return Watches(News(stores, parts.own), parts.relations, stores)
+
+
+def notifications(parts: Parts) -> Notifications:
+    """The notifications of a replica. It has the graph that its relations are of."""
+    return Notifications(parts.sources.modes.pool, parts.relations, parts.relations.graph, parts.post, parts.cursors)
+
+
+def timeline_servicer(parts: Parts) -> TimelineServicer:
+    """TimelineService on these parts."""
+    return TimelineServicer(parts, watches(parts), notifications(parts))
 
 
 def settings(url: str) -> redis.RedisSettings:

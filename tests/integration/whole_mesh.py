@@ -30,10 +30,9 @@ from services.ranking.servicer import SERVICE as RANKING
 from services.ranking.servicer import RankingServicer
 from services.timeline.feed import Parts
 from services.timeline.servicer import SERVICE as TIMELINE
-from services.timeline.servicer import TimelineServicer
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.serving import serving
-from tests.integration.timeline_stores import TimelineStores, timeline_stores, watches
+from tests.integration.timeline_stores import TimelineStores, timeline_servicer, timeline_stores
 
 SECRET = "a secret of at least 32 characters"
 
@@ -96,7 +95,7 @@ async def whole_mesh(
             await serve("ranking", RANKING, add_RankingServiceServicer_to_server, RankingServicer(post, wall_clock))
         )
         parts = Parts(Relations(graph), cursors, await stores.sources(post), post, ranking)
-        servicer = TimelineServicer(parts, watches(parts))
+        servicer = timeline_servicer(parts)
         timeline = TimelineServiceStub(
             await serve("timeline", TIMELINE, add_TimelineServiceServicer_to_server, servicer)
         )

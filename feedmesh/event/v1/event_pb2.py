@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x65\x64mesh/event/v1/event.proto\x12\x11\x66\x65\x65\x64mesh.event.v1\"\xc5\x06\n\x05\x45vent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12\x43\n\x0cpost_created\x18\x02 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostCreatedH\x00R\x0bpostCreated\x12\x43\n\x0cpost_deleted\x18\x03 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostDeletedH\x00R\x0bpostDeleted\x12\x43\n\x0clike_changed\x18\x04 \x01(\x0b\x32\x1e.feedmesh.event.v1.LikeChangedH\x00R\x0blikeChanged\x12L\n\x0f\x63omment_created\x18\x05 \x01(\x0b\x32!.feedmesh.event.v1.CommentCreatedH\x00R\x0e\x63ommentCreated\x12L\n\x0f\x63omment_deleted\x18\x06 \x01(\x0b\x32!.feedmesh.event.v1.CommentDeletedH\x00R\x0e\x63ommentDeleted\x12I\n\x0e\x66ollow_changed\x18\x07 \x01(\x0b\x32 .feedmesh.event.v1.FollowChangedH\x00R\rfollowChanged\x12\x43\n\x0cuser_created\x18\x08 \x01(\x0b\x32\x1e.feedmesh.event.v1.UserCreatedH\x00R\x0buserCreated\x12@\n\x0buser_erased\x18\t \x01(\x0b\x32\x1d.feedmesh.event.v1.UserErasedH\x00R\nuserErased\x12\x46\n\rauthor_erased\x18\n \x01(\x0b\x32\x1f.feedmesh.event.v1.AuthorErasedH\x00R\x0c\x61uthorErased\x12\x46\n\rblock_changed\x18\x0b \x01(\x0b\x32\x1f.feedmesh.event.v1.BlockChangedH\x00R\x0c\x62lockChanged\x12L\n\x0fprivacy_changed\x18\x0c \x01(\x0b\x32!.feedmesh.event.v1.PrivacyChangedH\x00R\x0eprivacyChangedB\x06\n\x04\x66\x61\x63t\"\x8a\x01\n\x0bPostCreated\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x1f\n\x0boriginal_id\x18\x03 \x01(\x03R\noriginalId\x12$\n\x0eshared_post_id\x18\x04 \x01(\x03R\x0csharedPostId\"i\n\x0bPostDeleted\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12$\n\x0eshared_post_id\x18\x03 \x01(\x03R\x0csharedPostId\"r\n\x0bLikeChanged\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\x12\x14\n\x05liked\x18\x04 \x01(\x08R\x05liked\"~\n\x0e\x43ommentCreated\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x03 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x04 \x01(\x03R\x06userId\"a\n\x0e\x43ommentDeleted\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\"q\n\rFollowChanged\x12\x1f\n\x0b\x66ollower_id\x18\x01 \x01(\x03R\nfollowerId\x12!\n\x0c\x66ollowing_id\x18\x02 \x01(\x03R\x0b\x66ollowingId\x12\x1c\n\tfollowing\x18\x03 \x01(\x08R\tfollowing\"&\n\x0bUserCreated\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"%\n\nUserErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"\'\n\x0c\x41uthorErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"^\n\x0c\x42lockChanged\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\x12\x1b\n\ttarget_id\x18\x02 \x01(\x03R\x08targetId\x12\x18\n\x07\x62locked\x18\x03 \x01(\x08R\x07\x62locked\"C\n\x0ePrivacyChanged\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\x12\x18\n\x07private\x18\x02 \x01(\x08R\x07privateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x65\x64mesh/event/v1/event.proto\x12\x11\x66\x65\x65\x64mesh.event.v1\"\x96\x07\n\x05\x45vent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\x03R\x07\x65ventId\x12\x43\n\x0cpost_created\x18\x02 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostCreatedH\x00R\x0bpostCreated\x12\x43\n\x0cpost_deleted\x18\x03 \x01(\x0b\x32\x1e.feedmesh.event.v1.PostDeletedH\x00R\x0bpostDeleted\x12\x43\n\x0clike_changed\x18\x04 \x01(\x0b\x32\x1e.feedmesh.event.v1.LikeChangedH\x00R\x0blikeChanged\x12L\n\x0f\x63omment_created\x18\x05 \x01(\x0b\x32!.feedmesh.event.v1.CommentCreatedH\x00R\x0e\x63ommentCreated\x12L\n\x0f\x63omment_deleted\x18\x06 \x01(\x0b\x32!.feedmesh.event.v1.CommentDeletedH\x00R\x0e\x63ommentDeleted\x12I\n\x0e\x66ollow_changed\x18\x07 \x01(\x0b\x32 .feedmesh.event.v1.FollowChangedH\x00R\rfollowChanged\x12\x43\n\x0cuser_created\x18\x08 \x01(\x0b\x32\x1e.feedmesh.event.v1.UserCreatedH\x00R\x0buserCreated\x12@\n\x0buser_erased\x18\t \x01(\x0b\x32\x1d.feedmesh.event.v1.UserErasedH\x00R\nuserErased\x12\x46\n\rauthor_erased\x18\n \x01(\x0b\x32\x1f.feedmesh.event.v1.AuthorErasedH\x00R\x0c\x61uthorErased\x12\x46\n\rblock_changed\x18\x0b \x01(\x0b\x32\x1f.feedmesh.event.v1.BlockChangedH\x00R\x0c\x62lockChanged\x12L\n\x0fprivacy_changed\x18\x0c \x01(\x0b\x32!.feedmesh.event.v1.PrivacyChangedH\x00R\x0eprivacyChanged\x12O\n\x10\x66ollow_requested\x18\r \x01(\x0b\x32\".feedmesh.event.v1.FollowRequestedH\x00R\x0f\x66ollowRequestedB\x06\n\x04\x66\x61\x63t\"\xd9\x01\n\x0bPostCreated\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x1f\n\x0boriginal_id\x18\x03 \x01(\x03R\noriginalId\x12$\n\x0eshared_post_id\x18\x04 \x01(\x03R\x0csharedPostId\x12(\n\x10shared_author_id\x18\x05 \x01(\x03R\x0esharedAuthorId\x12#\n\rmentioned_ids\x18\x06 \x03(\x03R\x0cmentionedIds\"i\n\x0bPostDeleted\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12$\n\x0eshared_post_id\x18\x03 \x01(\x03R\x0csharedPostId\"r\n\x0bLikeChanged\x12\x17\n\x07post_id\x18\x01 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x02 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\x12\x14\n\x05liked\x18\x04 \x01(\x08R\x05liked\"\xa3\x01\n\x0e\x43ommentCreated\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x1b\n\tauthor_id\x18\x03 \x01(\x03R\x08\x61uthorId\x12\x17\n\x07user_id\x18\x04 \x01(\x03R\x06userId\x12#\n\rmentioned_ids\x18\x05 \x03(\x03R\x0cmentionedIds\"a\n\x0e\x43ommentDeleted\x12\x1d\n\ncomment_id\x18\x01 \x01(\x03R\tcommentId\x12\x17\n\x07post_id\x18\x02 \x01(\x03R\x06postId\x12\x17\n\x07user_id\x18\x03 \x01(\x03R\x06userId\"q\n\rFollowChanged\x12\x1f\n\x0b\x66ollower_id\x18\x01 \x01(\x03R\nfollowerId\x12!\n\x0c\x66ollowing_id\x18\x02 \x01(\x03R\x0b\x66ollowingId\x12\x1c\n\tfollowing\x18\x03 \x01(\x08R\tfollowing\"&\n\x0bUserCreated\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"%\n\nUserErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"\'\n\x0c\x41uthorErased\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\"^\n\x0c\x42lockChanged\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\x12\x1b\n\ttarget_id\x18\x02 \x01(\x03R\x08targetId\x12\x18\n\x07\x62locked\x18\x03 \x01(\x08R\x07\x62locked\"C\n\x0ePrivacyChanged\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId\x12\x18\n\x07private\x18\x02 \x01(\x08R\x07private\"U\n\x0f\x46ollowRequested\x12\x1f\n\x0b\x66ollower_id\x18\x01 \x01(\x03R\nfollowerId\x12!\n\x0c\x66ollowing_id\x18\x02 \x01(\x03R\x0b\x66ollowingIdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'feedmesh.event.v1.event_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT']._serialized_start=53
-  _globals['_EVENT']._serialized_end=890
-  _globals['_POSTCREATED']._serialized_start=893
-  _globals['_POSTCREATED']._serialized_end=1031
-  _globals['_POSTDELETED']._serialized_start=1033
-  _globals['_POSTDELETED']._serialized_end=1138
-  _globals['_LIKECHANGED']._serialized_start=1140
-  _globals['_LIKECHANGED']._serialized_end=1254
-  _globals['_COMMENTCREATED']._serialized_start=1256
-  _globals['_COMMENTCREATED']._serialized_end=1382
-  _globals['_COMMENTDELETED']._serialized_start=1384
-  _globals['_COMMENTDELETED']._serialized_end=1481
-  _globals['_FOLLOWCHANGED']._serialized_start=1483
-  _globals['_FOLLOWCHANGED']._serialized_end=1596
-  _globals['_USERCREATED']._serialized_start=1598
-  _globals['_USERCREATED']._serialized_end=1636
-  _globals['_USERERASED']._serialized_start=1638
-  _globals['_USERERASED']._serialized_end=1675
-  _globals['_AUTHORERASED']._serialized_start=1677
-  _globals['_AUTHORERASED']._serialized_end=1716
-  _globals['_BLOCKCHANGED']._serialized_start=1718
-  _globals['_BLOCKCHANGED']._serialized_end=1812
-  _globals['_PRIVACYCHANGED']._serialized_start=1814
-  _globals['_PRIVACYCHANGED']._serialized_end=1881
+  _globals['_EVENT']._serialized_end=971
+  _globals['_POSTCREATED']._serialized_start=974
+  _globals['_POSTCREATED']._serialized_end=1191
+  _globals['_POSTDELETED']._serialized_start=1193
+  _globals['_POSTDELETED']._serialized_end=1298
+  _globals['_LIKECHANGED']._serialized_start=1300
+  _globals['_LIKECHANGED']._serialized_end=1414
+  _globals['_COMMENTCREATED']._serialized_start=1417
+  _globals['_COMMENTCREATED']._serialized_end=1580
+  _globals['_COMMENTDELETED']._serialized_start=1582
+  _globals['_COMMENTDELETED']._serialized_end=1679
+  _globals['_FOLLOWCHANGED']._serialized_start=1681
+  _globals['_FOLLOWCHANGED']._serialized_end=1794
+  _globals['_USERCREATED']._serialized_start=1796
+  _globals['_USERCREATED']._serialized_end=1834
+  _globals['_USERERASED']._serialized_start=1836
+  _globals['_USERERASED']._serialized_end=1873
+  _globals['_AUTHORERASED']._serialized_start=1875
+  _globals['_AUTHORERASED']._serialized_end=1914
+  _globals['_BLOCKCHANGED']._serialized_start=1916
+  _globals['_BLOCKCHANGED']._serialized_end=2010
+  _globals['_PRIVACYCHANGED']._serialized_start=2012
+  _globals['_PRIVACYCHANGED']._serialized_end=2079
+  _globals['_FOLLOWREQUESTED']._serialized_start=2081
+  _globals['_FOLLOWREQUESTED']._serialized_end=2166
 # @@protoc_insertion_point(module_scope)

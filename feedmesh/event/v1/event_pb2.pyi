@@ -6,8 +6,10 @@ may see it, at that moment. Delivery is at least once and unordered across keys,
 they read, not on what the event claims.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -37,6 +39,7 @@ class Event(_message.Message):
     AUTHOR_ERASED_FIELD_NUMBER: _builtins.int
     BLOCK_CHANGED_FIELD_NUMBER: _builtins.int
     PRIVACY_CHANGED_FIELD_NUMBER: _builtins.int
+    FOLLOW_REQUESTED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.int
     """event_id is unique within the service that wrote it and grows with time (a 53-bit time-sorted id)."""
     @_builtins.property
@@ -83,6 +86,10 @@ class Event(_message.Message):
     def privacy_changed(self) -> Global___PrivacyChanged:
         """privacy_changed: someone's account became private or public."""
 
+    @_builtins.property
+    def follow_requested(self) -> Global___FollowRequested:
+        """follow_requested: someone asked to follow a private account."""
+
     def __init__(
         self,
         *,
@@ -98,12 +105,13 @@ class Event(_message.Message):
         author_erased: Global___AuthorErased | None = ...,
         block_changed: Global___BlockChanged | None = ...,
         privacy_changed: Global___PrivacyChanged | None = ...,
+        follow_requested: Global___FollowRequested | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "fact", b"fact", "follow_changed", b"follow_changed", "follow_requested", b"follow_requested", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_erased", b"author_erased", "block_changed", b"block_changed", "comment_created", b"comment_created", "comment_deleted", b"comment_deleted", "event_id", b"event_id", "fact", b"fact", "follow_changed", b"follow_changed", "follow_requested", b"follow_requested", "like_changed", b"like_changed", "post_created", b"post_created", "post_deleted", b"post_deleted", "privacy_changed", b"privacy_changed", "user_created", b"user_created", "user_erased", b"user_erased"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created", "user_erased", "author_erased", "block_changed", "privacy_changed"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["post_created", "post_deleted", "like_changed", "comment_created", "comment_deleted", "follow_changed", "user_created", "user_erased", "author_erased", "block_changed", "privacy_changed", "follow_requested"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -119,6 +127,8 @@ class PostCreated(_message.Message):
     AUTHOR_ID_FIELD_NUMBER: _builtins.int
     ORIGINAL_ID_FIELD_NUMBER: _builtins.int
     SHARED_POST_ID_FIELD_NUMBER: _builtins.int
+    SHARED_AUTHOR_ID_FIELD_NUMBER: _builtins.int
+    MENTIONED_IDS_FIELD_NUMBER: _builtins.int
     post_id: _builtins.int
     """post_id is the post's id; its creation time is in it."""
     author_id: _builtins.int
@@ -127,6 +137,12 @@ class PostCreated(_message.Message):
     """original_id is the post that a share without text repeats; equal to post_id for all other posts."""
     shared_post_id: _builtins.int
     """shared_post_id is the post that is shared or quoted, whose count of shares has changed; 0 for none."""
+    shared_author_id: _builtins.int
+    """shared_author_id is who wrote that; 0 for none."""
+    @_builtins.property
+    def mentioned_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """mentioned_ids are whom the text mentions."""
+
     def __init__(
         self,
         *,
@@ -134,10 +150,12 @@ class PostCreated(_message.Message):
         author_id: _builtins.int = ...,
         original_id: _builtins.int = ...,
         shared_post_id: _builtins.int = ...,
+        shared_author_id: _builtins.int = ...,
+        mentioned_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "original_id", b"original_id", "post_id", b"post_id", "shared_post_id", b"shared_post_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "mentioned_ids", b"mentioned_ids", "original_id", b"original_id", "post_id", b"post_id", "shared_author_id", b"shared_author_id", "shared_post_id", b"shared_post_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +235,7 @@ class CommentCreated(_message.Message):
     POST_ID_FIELD_NUMBER: _builtins.int
     AUTHOR_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    MENTIONED_IDS_FIELD_NUMBER: _builtins.int
     comment_id: _builtins.int
     """comment_id is the comment's id."""
     post_id: _builtins.int
@@ -225,6 +244,10 @@ class CommentCreated(_message.Message):
     """author_id is who wrote the post."""
     user_id: _builtins.int
     """user_id is who wrote the comment."""
+    @_builtins.property
+    def mentioned_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """mentioned_ids are whom the text mentions."""
+
     def __init__(
         self,
         *,
@@ -232,10 +255,11 @@ class CommentCreated(_message.Message):
         post_id: _builtins.int = ...,
         author_id: _builtins.int = ...,
         user_id: _builtins.int = ...,
+        mentioned_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "comment_id", b"comment_id", "post_id", b"post_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "comment_id", b"comment_id", "mentioned_ids", b"mentioned_ids", "post_id", b"post_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,3 +446,29 @@ class PrivacyChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrivacyChanged: _TypeAlias = PrivacyChanged  # noqa: Y015
+
+@_typing.final
+class FollowRequested(_message.Message):
+    """FollowRequested tells of a wish to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOWER_ID_FIELD_NUMBER: _builtins.int
+    FOLLOWING_ID_FIELD_NUMBER: _builtins.int
+    follower_id: _builtins.int
+    """follower_id is who asked."""
+    following_id: _builtins.int
+    """following_id is who was asked."""
+    def __init__(
+        self,
+        *,
+        follower_id: _builtins.int = ...,
+        following_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follower_id", b"follower_id", "following_id", b"following_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRequested: _TypeAlias = FollowRequested  # noqa: Y015

@@ -1136,6 +1136,182 @@ class BatchGetUsersResponse(_message.Message):
 Global___BatchGetUsersResponse: _TypeAlias = BatchGetUsersResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetUserIdsRequest(_message.Message):
+    """BatchGetUserIdsRequest names people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usernames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """usernames are their names, letter case aside, at most 2,000."""
+
+    def __init__(
+        self,
+        *,
+        usernames: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usernames", b"usernames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetUserIdsRequest: _TypeAlias = BatchGetUserIdsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetUserIdsResponse(_message.Message):
+    """BatchGetUserIdsResponse answers BatchGetUserIds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """user_ids answer the usernames, one for one; 0 where nobody has it."""
+
+    def __init__(
+        self,
+        *,
+        user_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetUserIdsResponse: _TypeAlias = BatchGetUserIdsResponse  # noqa: Y015
+
+@_typing.final
+class BatchListFollowActsRequest(_message.Message):
+    """BatchListFollowActsRequest asks who followed people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one person's question."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        BEFORE_ID_FIELD_NUMBER: _builtins.int
+        LIMIT_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.int
+        """user_id is who was followed."""
+        before_id: _builtins.int
+        """before_id is the id that those of the acts are below."""
+        limit: _builtins.int
+        """limit is the most acts, 1 to 1,000."""
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.int = ...,
+            before_id: _builtins.int = ...,
+            limit: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListFollowActsRequest.Item]:
+        """items are the questions, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListFollowActsRequest.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListFollowActsRequest: _TypeAlias = BatchListFollowActsRequest  # noqa: Y015
+
+@_typing.final
+class FollowAct(_message.Message):
+    """FollowAct is a follow, or a wish to follow that waits for an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    act_id: _builtins.int
+    """act_id is its id; its time is in it."""
+    user_id: _builtins.int
+    """user_id is who follows, or asked."""
+    requested: _builtins.bool
+    """requested is true for a wish."""
+    def __init__(
+        self,
+        *,
+        act_id: _builtins.int = ...,
+        user_id: _builtins.int = ...,
+        requested: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act_id", b"act_id", "requested", b"requested", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowAct: _TypeAlias = FollowAct  # noqa: Y015
+
+@_typing.final
+class BatchListFollowActsResponse(_message.Message):
+    """BatchListFollowActsResponse answers BatchListFollowActs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one answer."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ACTS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def acts(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowAct]:
+            """acts are newest first."""
+
+        def __init__(
+            self,
+            *,
+            acts: _abc.Iterable[Global___FollowAct] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListFollowActsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListFollowActsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListFollowActsResponse: _TypeAlias = BatchListFollowActsResponse  # noqa: Y015
+
+@_typing.final
 class ListUserChangesRequest(_message.Message):
     """ListUserChangesRequest asks what changed."""
 

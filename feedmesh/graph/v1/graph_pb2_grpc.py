@@ -125,6 +125,16 @@ class GraphServiceStub:
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.FromString,
                 _registered_method=True)
+        self.BatchGetUserIds = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/BatchGetUserIds',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsResponse.FromString,
+                _registered_method=True)
+        self.BatchListFollowActs = channel.unary_unary(
+                '/feedmesh.graph.v1.GraphService/BatchListFollowActs',
+                request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsResponse.FromString,
+                _registered_method=True)
         self.ListUserChanges = channel.unary_unary(
                 '/feedmesh.graph.v1.GraphService/ListUserChanges',
                 request_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.ListUserChangesRequest.SerializeToString,
@@ -305,6 +315,20 @@ class GraphServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetUserIds(self, request, context):
+        """BatchGetUserIds finds people by their usernames.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchListFollowActs(self, request, context):
+        """BatchListFollowActs lists who followed people, and who asked to, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUserChanges(self, request, context):
         """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
         knows of all others (BatchGetUsers) still holds.
@@ -451,6 +475,16 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     servicer.BatchGetUsers,
                     request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.FromString,
                     response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.SerializeToString,
+            ),
+            'BatchGetUserIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetUserIds,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsResponse.SerializeToString,
+            ),
+            'BatchListFollowActs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchListFollowActs,
+                    request_deserializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsRequest.FromString,
+                    response_serializer=feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsResponse.SerializeToString,
             ),
             'ListUserChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUserChanges,
@@ -975,6 +1009,60 @@ class GraphService:
             '/feedmesh.graph.v1.GraphService/BatchGetUsers',
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersRequest.SerializeToString,
             feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetUserIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/BatchGetUserIds',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchGetUserIdsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchListFollowActs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.graph.v1.GraphService/BatchListFollowActs',
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsRequest.SerializeToString,
+            feedmesh_dot_graph_dot_v1_dot_graph__pb2.BatchListFollowActsResponse.FromString,
             options,
             channel_credentials,
             insecure,

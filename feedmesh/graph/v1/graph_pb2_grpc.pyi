@@ -97,6 +97,10 @@ class GraphServiceStub:
     """
     BatchGetUsers: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUsersRequest, _graph_pb2.BatchGetUsersResponse]
     """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+    BatchGetUserIds: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUserIdsRequest, _graph_pb2.BatchGetUserIdsResponse]
+    """BatchGetUserIds finds people by their usernames."""
+    BatchListFollowActs: _grpc.UnaryUnaryMultiCallable[_graph_pb2.BatchListFollowActsRequest, _graph_pb2.BatchListFollowActsResponse]
+    """BatchListFollowActs lists who followed people, and who asked to, newest first."""
     ListUserChanges: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListUserChangesRequest, _graph_pb2.ListUserChangesResponse]
     """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
     knows of all others (BatchGetUsers) still holds.
@@ -186,6 +190,10 @@ class GraphServiceAsyncStub(GraphServiceStub):
     """
     BatchGetUsers: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUsersRequest, _graph_pb2.BatchGetUsersResponse]  # type: ignore[assignment]
     """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+    BatchGetUserIds: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchGetUserIdsRequest, _graph_pb2.BatchGetUserIdsResponse]  # type: ignore[assignment]
+    """BatchGetUserIds finds people by their usernames."""
+    BatchListFollowActs: _aio.UnaryUnaryMultiCallable[_graph_pb2.BatchListFollowActsRequest, _graph_pb2.BatchListFollowActsResponse]  # type: ignore[assignment]
+    """BatchListFollowActs lists who followed people, and who asked to, newest first."""
     ListUserChanges: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListUserChangesRequest, _graph_pb2.ListUserChangesResponse]  # type: ignore[assignment]
     """ListUserChanges tells whose username or privacy changed since a version, and who was erased since. What a caller
     knows of all others (BatchGetUsers) still holds.
@@ -380,6 +388,22 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_graph_pb2.BatchGetUsersResponse, _abc.Awaitable[_graph_pb2.BatchGetUsersResponse]]:
         """BatchGetUsers reads many people at once, without their counts. Unknown ids are left out."""
+
+    @_abc_1.abstractmethod
+    def BatchGetUserIds(
+        self,
+        request: _graph_pb2.BatchGetUserIdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.BatchGetUserIdsResponse, _abc.Awaitable[_graph_pb2.BatchGetUserIdsResponse]]:
+        """BatchGetUserIds finds people by their usernames."""
+
+    @_abc_1.abstractmethod
+    def BatchListFollowActs(
+        self,
+        request: _graph_pb2.BatchListFollowActsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graph_pb2.BatchListFollowActsResponse, _abc.Awaitable[_graph_pb2.BatchListFollowActsResponse]]:
+        """BatchListFollowActs lists who followed people, and who asked to, newest first."""
 
     @_abc_1.abstractmethod
     def ListUserChanges(

@@ -51,6 +51,42 @@ VISIBILITY_FOLLOWERS: Visibility.ValueType  # 2
 """VISIBILITY_FOLLOWERS: the author's followers."""
 Global___Visibility: _TypeAlias = Visibility  # noqa: Y015
 
+class _ActKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACT_KIND_UNSPECIFIED: _ActKind.ValueType  # 0
+    """ACT_KIND_UNSPECIFIED is never sent."""
+    ACT_KIND_LIKED: _ActKind.ValueType  # 1
+    """ACT_KIND_LIKED: liked a post of theirs."""
+    ACT_KIND_COMMENTED: _ActKind.ValueType  # 2
+    """ACT_KIND_COMMENTED: commented on a post of theirs."""
+    ACT_KIND_SHARED: _ActKind.ValueType  # 3
+    """ACT_KIND_SHARED: shared a post of theirs plainly."""
+    ACT_KIND_QUOTED: _ActKind.ValueType  # 4
+    """ACT_KIND_QUOTED: shared a post of theirs with words."""
+    ACT_KIND_MENTIONED: _ActKind.ValueType  # 5
+    """ACT_KIND_MENTIONED: mentioned them in a post or a comment."""
+
+class ActKind(_ActKind, metaclass=_ActKindEnumTypeWrapper):
+    """ActKind is what somebody did."""
+
+ACT_KIND_UNSPECIFIED: ActKind.ValueType  # 0
+"""ACT_KIND_UNSPECIFIED is never sent."""
+ACT_KIND_LIKED: ActKind.ValueType  # 1
+"""ACT_KIND_LIKED: liked a post of theirs."""
+ACT_KIND_COMMENTED: ActKind.ValueType  # 2
+"""ACT_KIND_COMMENTED: commented on a post of theirs."""
+ACT_KIND_SHARED: ActKind.ValueType  # 3
+"""ACT_KIND_SHARED: shared a post of theirs plainly."""
+ACT_KIND_QUOTED: ActKind.ValueType  # 4
+"""ACT_KIND_QUOTED: shared a post of theirs with words."""
+ACT_KIND_MENTIONED: ActKind.ValueType  # 5
+"""ACT_KIND_MENTIONED: mentioned them in a post or a comment."""
+Global___ActKind: _TypeAlias = ActKind  # noqa: Y015
+
 @_typing.final
 class Post(_message.Message):
     """Post is a post as one viewer sees it."""
@@ -1359,6 +1395,144 @@ class BatchGetPostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchGetPostsResponse: _TypeAlias = BatchGetPostsResponse  # noqa: Y015
+
+@_typing.final
+class BatchListActsRequest(_message.Message):
+    """BatchListActsRequest asks what concerns people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one person's question."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        USER_ID_FIELD_NUMBER: _builtins.int
+        BEFORE_ID_FIELD_NUMBER: _builtins.int
+        LIMIT_FIELD_NUMBER: _builtins.int
+        user_id: _builtins.int
+        """user_id is whom it concerns."""
+        before_id: _builtins.int
+        """before_id is the id that those of the acts are below."""
+        limit: _builtins.int
+        """limit is the most acts, 1 to 1,000."""
+        def __init__(
+            self,
+            *,
+            user_id: _builtins.int = ...,
+            before_id: _builtins.int = ...,
+            limit: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListActsRequest.Item]:
+        """items are the questions, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListActsRequest.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListActsRequest: _TypeAlias = BatchListActsRequest  # noqa: Y015
+
+@_typing.final
+class Act(_message.Message):
+    """Act is one thing that somebody did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ACT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    POST_ID_FIELD_NUMBER: _builtins.int
+    COMMENT_ID_FIELD_NUMBER: _builtins.int
+    kind: Global___ActKind.ValueType
+    """kind is what."""
+    act_id: _builtins.int
+    """act_id is its id; its time is in it."""
+    user_id: _builtins.int
+    """user_id is who did it."""
+    post_id: _builtins.int
+    """post_id is the post that was liked, commented on or shared; of a quote, the quote; of a mention, the post that mentions,
+    or whose comment does.
+    """
+    comment_id: _builtins.int
+    """comment_id is the comment; 0 for none."""
+    def __init__(
+        self,
+        *,
+        kind: Global___ActKind.ValueType = ...,
+        act_id: _builtins.int = ...,
+        user_id: _builtins.int = ...,
+        post_id: _builtins.int = ...,
+        comment_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act_id", b"act_id", "comment_id", b"comment_id", "kind", b"kind", "post_id", b"post_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Act: _TypeAlias = Act  # noqa: Y015
+
+@_typing.final
+class BatchListActsResponse(_message.Message):
+    """BatchListActsResponse answers BatchListActs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is one answer."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ACTS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def acts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Act]:
+            """acts are newest first."""
+
+        def __init__(
+            self,
+            *,
+            acts: _abc.Iterable[Global___Act] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListActsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListActsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListActsResponse: _TypeAlias = BatchListActsResponse  # noqa: Y015
 
 @_typing.final
 class BatchListNewestRequest(_message.Message):

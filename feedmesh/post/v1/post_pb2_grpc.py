@@ -115,6 +115,11 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsResponse.FromString,
                 _registered_method=True)
+        self.BatchListActs = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchListActs',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsResponse.FromString,
+                _registered_method=True)
         self.BatchListNewest = channel.unary_unary(
                 '/feedmesh.post.v1.PostService/BatchListNewest',
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListNewestRequest.SerializeToString,
@@ -286,6 +291,14 @@ class PostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchListActs(self, request, context):
+        """BatchListActs lists what others did that concerns people: likes, comments and shares of their posts, and mentions of
+        them, newest first, as far as it was not taken back. Of posts that are deleted, or that the person may not see, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchListNewest(self, request, context):
         """BatchListNewest finds the newest posts of many authors for many viewers, in a range of ids: the skeleton of a feed
         that is pulled.
@@ -436,6 +449,11 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.BatchGetPosts,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsResponse.SerializeToString,
+            ),
+            'BatchListActs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchListActs,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsResponse.SerializeToString,
             ),
             'BatchListNewest': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchListNewest,
@@ -916,6 +934,33 @@ class PostService:
             '/feedmesh.post.v1.PostService/BatchGetPosts',
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchListActs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchListActs',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchListActsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,6 +85,10 @@ class PostServiceStub:
     """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
     wrote, deleted, liked or shared shows at once to that viewer.
     """
+    BatchListActs: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchListActsRequest, _post_pb2.BatchListActsResponse]
+    """BatchListActs lists what others did that concerns people: likes, comments and shares of their posts, and mentions of
+    them, newest first, as far as it was not taken back. Of posts that are deleted, or that the person may not see, too.
+    """
     BatchListNewest: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchListNewestRequest, _post_pb2.BatchListNewestResponse]
     """BatchListNewest finds the newest posts of many authors for many viewers, in a range of ids: the skeleton of a feed
     that is pulled.
@@ -164,6 +168,10 @@ class PostServiceAsyncStub(PostServiceStub):
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchGetPostsRequest, _post_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
     """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
     wrote, deleted, liked or shared shows at once to that viewer.
+    """
+    BatchListActs: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchListActsRequest, _post_pb2.BatchListActsResponse]  # type: ignore[assignment]
+    """BatchListActs lists what others did that concerns people: likes, comments and shares of their posts, and mentions of
+    them, newest first, as far as it was not taken back. Of posts that are deleted, or that the person may not see, too.
     """
     BatchListNewest: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchListNewestRequest, _post_pb2.BatchListNewestResponse]  # type: ignore[assignment]
     """BatchListNewest finds the newest posts of many authors for many viewers, in a range of ids: the skeleton of a feed
@@ -337,6 +345,16 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_post_pb2.BatchGetPostsResponse, _abc.Awaitable[_post_pb2.BatchGetPostsResponse]]:
         """BatchGetPosts hydrates pages of posts for many viewers. Counts are as of at most half a second ago; what a viewer
         wrote, deleted, liked or shared shows at once to that viewer.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchListActs(
+        self,
+        request: _post_pb2.BatchListActsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchListActsResponse, _abc.Awaitable[_post_pb2.BatchListActsResponse]]:
+        """BatchListActs lists what others did that concerns people: likes, comments and shares of their posts, and mentions of
+        them, newest first, as far as it was not taken back. Of posts that are deleted, or that the person may not see, too.
         """
 
     @_abc_1.abstractmethod

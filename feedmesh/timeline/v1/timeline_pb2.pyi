@@ -8,6 +8,7 @@ from feedmesh.post.v1 import post_pb2 as _post_pb2
 from feedmesh.ranking.v1 import ranking_pb2 as _ranking_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -45,6 +46,50 @@ FEED_ORDER_RANKED: FeedOrder.ValueType  # 1
 FEED_ORDER_LATEST: FeedOrder.ValueType  # 2
 """FEED_ORDER_LATEST: newest first."""
 Global___FeedOrder: _TypeAlias = FeedOrder  # noqa: Y015
+
+class _NotificationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NotificationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotificationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTIFICATION_KIND_UNSPECIFIED: _NotificationKind.ValueType  # 0
+    """NOTIFICATION_KIND_UNSPECIFIED is never sent."""
+    NOTIFICATION_KIND_LIKED: _NotificationKind.ValueType  # 1
+    """NOTIFICATION_KIND_LIKED: people liked a post of theirs."""
+    NOTIFICATION_KIND_COMMENTED: _NotificationKind.ValueType  # 2
+    """NOTIFICATION_KIND_COMMENTED: people commented on a post of theirs."""
+    NOTIFICATION_KIND_SHARED: _NotificationKind.ValueType  # 3
+    """NOTIFICATION_KIND_SHARED: people shared a post of theirs plainly."""
+    NOTIFICATION_KIND_QUOTED: _NotificationKind.ValueType  # 4
+    """NOTIFICATION_KIND_QUOTED: somebody shared a post of theirs with words."""
+    NOTIFICATION_KIND_MENTIONED: _NotificationKind.ValueType  # 5
+    """NOTIFICATION_KIND_MENTIONED: somebody mentioned them in a post or a comment."""
+    NOTIFICATION_KIND_FOLLOWED: _NotificationKind.ValueType  # 6
+    """NOTIFICATION_KIND_FOLLOWED: people follow them."""
+    NOTIFICATION_KIND_FOLLOW_REQUESTED: _NotificationKind.ValueType  # 7
+    """NOTIFICATION_KIND_FOLLOW_REQUESTED: people ask to follow them."""
+
+class NotificationKind(_NotificationKind, metaclass=_NotificationKindEnumTypeWrapper):
+    """NotificationKind is what happened."""
+
+NOTIFICATION_KIND_UNSPECIFIED: NotificationKind.ValueType  # 0
+"""NOTIFICATION_KIND_UNSPECIFIED is never sent."""
+NOTIFICATION_KIND_LIKED: NotificationKind.ValueType  # 1
+"""NOTIFICATION_KIND_LIKED: people liked a post of theirs."""
+NOTIFICATION_KIND_COMMENTED: NotificationKind.ValueType  # 2
+"""NOTIFICATION_KIND_COMMENTED: people commented on a post of theirs."""
+NOTIFICATION_KIND_SHARED: NotificationKind.ValueType  # 3
+"""NOTIFICATION_KIND_SHARED: people shared a post of theirs plainly."""
+NOTIFICATION_KIND_QUOTED: NotificationKind.ValueType  # 4
+"""NOTIFICATION_KIND_QUOTED: somebody shared a post of theirs with words."""
+NOTIFICATION_KIND_MENTIONED: NotificationKind.ValueType  # 5
+"""NOTIFICATION_KIND_MENTIONED: somebody mentioned them in a post or a comment."""
+NOTIFICATION_KIND_FOLLOWED: NotificationKind.ValueType  # 6
+"""NOTIFICATION_KIND_FOLLOWED: people follow them."""
+NOTIFICATION_KIND_FOLLOW_REQUESTED: NotificationKind.ValueType  # 7
+"""NOTIFICATION_KIND_FOLLOW_REQUESTED: people ask to follow them."""
+Global___NotificationKind: _TypeAlias = NotificationKind  # noqa: Y015
 
 class _FeedSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -264,6 +309,258 @@ class BatchGetFeedResponse(_message.Message):
 Global___BatchGetFeedResponse: _TypeAlias = BatchGetFeedResponse  # noqa: Y015
 
 @_typing.final
+class Notification(_message.Message):
+    """Notification tells of what one or more people did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ACTORS_FIELD_NUMBER: _builtins.int
+    ACTOR_COUNT_FIELD_NUMBER: _builtins.int
+    POST_FIELD_NUMBER: _builtins.int
+    COMMENT_ID_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    notification_id: _builtins.int
+    """notification_id is that of the newest act that it tells of."""
+    kind: Global___NotificationKind.ValueType
+    """kind is what they did."""
+    actor_count: _builtins.int
+    """actor_count is how many people they are; of more than 1,000 acts the newest 1,000 count."""
+    comment_id: _builtins.int
+    """comment_id is the newest comment, of comments, and of mentions in one; absent for others."""
+    unread: _builtins.bool
+    """unread is true when the newest act was after those that the person has read."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """created_at is when the newest did."""
+
+    @_builtins.property
+    def actors(self) -> _containers.RepeatedCompositeFieldContainer[_post_pb2.Sharer]:
+        """actors are who, newest first, at most three."""
+
+    @_builtins.property
+    def post(self) -> _post_pb2.Post:
+        """post is the post that it is about, or that mentions or quotes; absent for follows."""
+
+    def __init__(
+        self,
+        *,
+        notification_id: _builtins.int = ...,
+        kind: Global___NotificationKind.ValueType = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        actors: _abc.Iterable[_post_pb2.Sharer] | None = ...,
+        actor_count: _builtins.int = ...,
+        post: _post_pb2.Post | None = ...,
+        comment_id: _builtins.int | None = ...,
+        unread: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "comment_id", b"comment_id", "created_at", b"created_at", "post", b"post"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "actor_count", b"actor_count", "actors", b"actors", "comment_id", b"comment_id", "created_at", b"created_at", "kind", b"kind", "notification_id", b"notification_id", "post", b"post", "unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__comment_id: _TypeAlias = _typing.Literal["comment_id"]  # noqa: Y015
+    _WhichOneofArgType__comment_id: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__comment_id) -> _WhichOneofReturnType__comment_id | None: ...
+
+Global___Notification: _TypeAlias = Notification  # noqa: Y015
+
+@_typing.final
+class ListNotificationsRequest(_message.Message):
+    """ListNotificationsRequest asks for a page of notifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is whose, and who reads them."""
+    limit: _builtins.int
+    """limit is the most that a page holds, 1 to 100; absent means 20. It may change from page to page."""
+    cursor: _builtins.str
+    """cursor is next_cursor of the page before, of the same user_id; "" asks for the first page."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        limit: _builtins.int | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "cursor", b"cursor", "limit", b"limit", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___ListNotificationsRequest: _TypeAlias = ListNotificationsRequest  # noqa: Y015
+
+@_typing.final
+class ListNotificationsResponse(_message.Message):
+    """ListNotificationsResponse is a page of notifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """next_cursor asks for the next page; absent at the end. A page may be short, even empty, and not the last."""
+    unread: _builtins.int
+    """unread is how many of the newest are unread, whatever the page: of what the newest 1,000 acts are, at most 200."""
+    @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+        """notifications are the page."""
+
+    def __init__(
+        self,
+        *,
+        notifications: _abc.Iterable[Global___Notification] | None = ...,
+        next_cursor: _builtins.str | None = ...,
+        unread: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "next_cursor", b"next_cursor", "notifications", b"notifications", "unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_cursor: _TypeAlias = _typing.Literal["next_cursor"]  # noqa: Y015
+    _WhichOneofArgType__next_cursor: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_cursor) -> _WhichOneofReturnType__next_cursor | None: ...
+
+Global___ListNotificationsResponse: _TypeAlias = ListNotificationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchListNotificationsRequest(_message.Message):
+    """BatchListNotificationsRequest asks for pages of many people's notifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListNotificationsRequest]:
+        """items are the pages, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ListNotificationsRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListNotificationsRequest: _TypeAlias = BatchListNotificationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchListNotificationsResponse(_message.Message):
+    """BatchListNotificationsResponse answers BatchListNotifications."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """Item is a page, or why there is none."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESULT_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def result(self) -> Global___ListNotificationsResponse:
+            """result is the page."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """error is what ListNotifications would have failed with."""
+
+        def __init__(
+            self,
+            *,
+            result: Global___ListNotificationsResponse | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+        _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchListNotificationsResponse.Item]:
+        """items answer the request's items, one for one."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchListNotificationsResponse.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchListNotificationsResponse: _TypeAlias = BatchListNotificationsResponse  # noqa: Y015
+
+@_typing.final
+class ReadNotificationsRequest(_message.Message):
+    """ReadNotificationsRequest says what was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    NOTIFICATION_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is who has read."""
+    notification_id: _builtins.int
+    """notification_id is the newest that was read. Earlier ones count as read, and one that is older than another that was
+    read changes nothing.
+    """
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+        notification_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notification_id", b"notification_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadNotificationsRequest: _TypeAlias = ReadNotificationsRequest  # noqa: Y015
+
+@_typing.final
+class ReadNotificationsResponse(_message.Message):
+    """ReadNotificationsResponse says what is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNREAD_FIELD_NUMBER: _builtins.int
+    unread: _builtins.int
+    """unread is as in ListNotificationsResponse."""
+    def __init__(
+        self,
+        *,
+        unread: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadNotificationsResponse: _TypeAlias = ReadNotificationsResponse  # noqa: Y015
+
+@_typing.final
 class WatchFeedRequest(_message.Message):
     """WatchFeedRequest begins and ends watchers of a stream."""
 
@@ -477,6 +774,23 @@ class WatchFeedResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Notified(_message.Message):
+        """Notified says that the person's notifications may have changed: ListNotifications tells. It comes when a watcher begins,
+        too.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Refused(_message.Message):
         """Refused says that a watcher has ended: there is no such person."""
 
@@ -503,6 +817,7 @@ class WatchFeedResponse(_message.Message):
         REMOVED_FIELD_NUMBER: _builtins.int
         REFUSED_FIELD_NUMBER: _builtins.int
         CHANGED_FIELD_NUMBER: _builtins.int
+        NOTIFIED_FIELD_NUMBER: _builtins.int
         WATCHER_IDS_FIELD_NUMBER: _builtins.int
         NUMBER_FIELD_NUMBER: _builtins.int
         PARTITION_FIELD_NUMBER: _builtins.int
@@ -538,6 +853,10 @@ class WatchFeedResponse(_message.Message):
             """changed: something on screen."""
 
         @_builtins.property
+        def notified(self) -> Global___WatchFeedResponse.Notified:
+            """notified: something that concerns the person."""
+
+        @_builtins.property
         def watcher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """watcher_ids are who is told."""
 
@@ -550,15 +869,16 @@ class WatchFeedResponse(_message.Message):
             removed: Global___WatchFeedResponse.Removed | None = ...,
             refused: Global___WatchFeedResponse.Refused | None = ...,
             changed: Global___WatchFeedResponse.Changed | None = ...,
+            notified: Global___WatchFeedResponse.Notified | None = ...,
             watcher_ids: _abc.Iterable[_builtins.int] | None = ...,
             number: _builtins.int = ...,
             partition: _builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "notified", b"notified", "refused", b"refused", "removed", b"removed"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "number", b"number", "partition", b"partition", "refused", b"refused", "removed", b"removed", "watcher_ids", b"watcher_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "changed", b"changed", "event", b"event", "gap", b"gap", "here", b"here", "notified", b"notified", "number", b"number", "partition", b"partition", "refused", b"refused", "removed", b"removed", "watcher_ids", b"watcher_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused", "changed"]  # noqa: Y015
+        _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["here", "gap", "added", "removed", "refused", "changed", "notified"]  # noqa: Y015
         _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
         def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -715,8 +1035,9 @@ Global___BatchGetLivePostsResponse: _TypeAlias = BatchGetLivePostsResponse  # no
 @_typing.final
 class LiveEventsRequest(_message.Message):
     """LiveEventsRequest asks the gateway, by GET /live/events, for what comes into a home feed as it comes: Server-Sent Events
-    `post_added` {type, token, post}, `post_removed` {type, token, post_id} and `gap` {type, token, reload}. After a gap
-    the feed is to be read again, and posts may come that it has already.
+    `post_added` {type, token, post}, `post_removed` {type, token, post_id}, `notification` {type, token, unread, notification}
+    and `gap` {type, token, reload}. A notification is the newest one; it comes first when there are unread ones, and whenever
+    they change. After a gap the feed is to be read again, and posts may come that it has already.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

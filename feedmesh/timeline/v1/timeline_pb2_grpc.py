@@ -55,6 +55,21 @@ class TimelineServiceStub:
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.FromString,
                 _registered_method=True)
+        self.ListNotifications = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/ListNotifications',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsResponse.FromString,
+                _registered_method=True)
+        self.ReadNotifications = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/ReadNotifications',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsResponse.FromString,
+                _registered_method=True)
+        self.BatchListNotifications = channel.unary_unary(
+                '/feedmesh.timeline.v1.TimelineService/BatchListNotifications',
+                request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsResponse.FromString,
+                _registered_method=True)
         self.BatchGetFeed = channel.unary_unary(
                 '/feedmesh.timeline.v1.TimelineService/BatchGetFeed',
                 request_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetFeedRequest.SerializeToString,
@@ -102,6 +117,30 @@ class TimelineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNotifications(self, request, context):
+        """ListNotifications lists what others did that concerns a person, newest first: likes, comments and shares of their posts,
+        mentions of them, follows and wishes to follow. Alike ones are one. It is what is true now: nothing that was taken
+        back, and nothing of what the person may not see, or of whom they block or mute.
+        Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadNotifications(self, request, context):
+        """ReadNotifications notes that a person has read their notifications up to one. Reasons: USER_NOT_FOUND, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchListNotifications(self, request, context):
+        """BatchListNotifications lists pages of many people's notifications; each may fail alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchGetFeed(self, request, context):
         """BatchGetFeed reads pages of many people's home feeds; each may fail alone.
         """
@@ -131,6 +170,21 @@ def add_TimelineServiceServicer_to_server(servicer, server):
                     servicer.BatchGetLivePosts,
                     request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.FromString,
                     response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.SerializeToString,
+            ),
+            'ListNotifications': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNotifications,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsResponse.SerializeToString,
+            ),
+            'ReadNotifications': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadNotifications,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsResponse.SerializeToString,
+            ),
+            'BatchListNotifications': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchListNotifications,
+                    request_deserializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsRequest.FromString,
+                    response_serializer=feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsResponse.SerializeToString,
             ),
             'BatchGetFeed': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetFeed,
@@ -247,6 +301,87 @@ class TimelineService:
             '/feedmesh.timeline.v1.TimelineService/BatchGetLivePosts',
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsRequest.SerializeToString,
             feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchGetLivePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNotifications(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/ListNotifications',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ListNotificationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadNotifications(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/ReadNotifications',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.ReadNotificationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchListNotifications(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.timeline.v1.TimelineService/BatchListNotifications',
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsRequest.SerializeToString,
+            feedmesh_dot_timeline_dot_v1_dot_timeline__pb2.BatchListNotificationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,16 @@ class TimelineServiceStub:
     """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
     Reasons: INVALID_ARGUMENT, UNAVAILABLE.
     """
+    ListNotifications: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.ListNotificationsRequest, _timeline_pb2.ListNotificationsResponse]
+    """ListNotifications lists what others did that concerns a person, newest first: likes, comments and shares of their posts,
+    mentions of them, follows and wishes to follow. Alike ones are one. It is what is true now: nothing that was taken
+    back, and nothing of what the person may not see, or of whom they block or mute.
+    Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+    """
+    ReadNotifications: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.ReadNotificationsRequest, _timeline_pb2.ReadNotificationsResponse]
+    """ReadNotifications notes that a person has read their notifications up to one. Reasons: USER_NOT_FOUND, UNAVAILABLE."""
+    BatchListNotifications: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchListNotificationsRequest, _timeline_pb2.BatchListNotificationsResponse]
+    """BatchListNotifications lists pages of many people's notifications; each may fail alone."""
     BatchGetFeed: _grpc.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
 
@@ -81,6 +91,16 @@ class TimelineServiceAsyncStub(TimelineServiceStub):
     """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
     Reasons: INVALID_ARGUMENT, UNAVAILABLE.
     """
+    ListNotifications: _aio.UnaryUnaryMultiCallable[_timeline_pb2.ListNotificationsRequest, _timeline_pb2.ListNotificationsResponse]  # type: ignore[assignment]
+    """ListNotifications lists what others did that concerns a person, newest first: likes, comments and shares of their posts,
+    mentions of them, follows and wishes to follow. Alike ones are one. It is what is true now: nothing that was taken
+    back, and nothing of what the person may not see, or of whom they block or mute.
+    Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+    """
+    ReadNotifications: _aio.UnaryUnaryMultiCallable[_timeline_pb2.ReadNotificationsRequest, _timeline_pb2.ReadNotificationsResponse]  # type: ignore[assignment]
+    """ReadNotifications notes that a person has read their notifications up to one. Reasons: USER_NOT_FOUND, UNAVAILABLE."""
+    BatchListNotifications: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchListNotificationsRequest, _timeline_pb2.BatchListNotificationsResponse]  # type: ignore[assignment]
+    """BatchListNotifications lists pages of many people's notifications; each may fail alone."""
     BatchGetFeed: _aio.UnaryUnaryMultiCallable[_timeline_pb2.BatchGetFeedRequest, _timeline_pb2.BatchGetFeedResponse]  # type: ignore[assignment]
     """BatchGetFeed reads pages of many people's home feeds; each may fail alone."""
 
@@ -130,6 +150,34 @@ class TimelineServiceServicer(metaclass=_abc_1.ABCMeta):
         """BatchGetLivePosts shows people posts that WatchFeed told them of, as they are now and as far as they may see them.
         Reasons: INVALID_ARGUMENT, UNAVAILABLE.
         """
+
+    @_abc_1.abstractmethod
+    def ListNotifications(
+        self,
+        request: _timeline_pb2.ListNotificationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_timeline_pb2.ListNotificationsResponse, _abc.Awaitable[_timeline_pb2.ListNotificationsResponse]]:
+        """ListNotifications lists what others did that concerns a person, newest first: likes, comments and shares of their posts,
+        mentions of them, follows and wishes to follow. Alike ones are one. It is what is true now: nothing that was taken
+        back, and nothing of what the person may not see, or of whom they block or mute.
+        Reasons: USER_NOT_FOUND, INVALID_CURSOR, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadNotifications(
+        self,
+        request: _timeline_pb2.ReadNotificationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_timeline_pb2.ReadNotificationsResponse, _abc.Awaitable[_timeline_pb2.ReadNotificationsResponse]]:
+        """ReadNotifications notes that a person has read their notifications up to one. Reasons: USER_NOT_FOUND, UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def BatchListNotifications(
+        self,
+        request: _timeline_pb2.BatchListNotificationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_timeline_pb2.BatchListNotificationsResponse, _abc.Awaitable[_timeline_pb2.BatchListNotificationsResponse]]:
+        """BatchListNotifications lists pages of many people's notifications; each may fail alone."""
 
     @_abc_1.abstractmethod
     def BatchGetFeed(
