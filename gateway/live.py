@@ -33,11 +33,11 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
-from gateway.encode import Known
+from gateway.encode import Known, compiled
 from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
-from runtime.coalesce import Coalescer
+from runtime.coalesce import RPC_ITEMS, Coalescer
 
 if TYPE_CHECKING:
     from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceAsyncStub
@@ -68,6 +68,8 @@ RECONNECT_MS = (500, 5_000)
 GREETING_S = 5.0
 """How long a client waits while the mesh begins to tell nobody. While others are being begun it waits its turn."""
 
+NOTES_AGAIN_S = 2.0
+"""After how long notifications are looked at again that could not be read."""
 MAX_REASON = 123
 """Bytes of why a socket is closed, as WebSockets have it."""
 LOST, LOST_S = b"?", 1.0
@@ -135,6 +137,16 @@ class Seen:
     counts: Counts | None = None
 
 
+class Taken(NamedTuple):
+    """What a client is to be told next."""
+
+    told: list[Told]
+    changed: list[int]
+    """Posts on screen to look at."""
+    notified: bool
+    """Whether to look at notifications."""
+
+
 class Subscriber:
     """One client's events."""
 
@@ -154,8 +166,12 @@ class Subscriber:
         """By post."""
         self.taken = token
         """Where the client goes on after what it has taken."""
+        self.told_unread = (0, 0)
+        """How many notifications were unread as it was told last, and the newest one."""
         self._changed: dict[int, None] = {}
         """Posts on screen that are to be looked at."""
+        self._notified = False
+        """Whether notifications are to be looked at."""
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
@@ -176,6 +192,11 @@ class Subscriber:
         if self._changed:
             self._ready.set()
 
+    def notify(self) -> None:
+        """Notifications may have changed."""
+        self._notified = True
+        self._ready.set()
+
     def look_at_all_of(self, author_id: int) -> None:
         """What this person wrote may be seen no more, or again."""
         self.look_at([post_id for post_id, seen in self.screen.items() if seen.author_id == author_id])
@@ -189,15 +210,16 @@ class Subscriber:
         """Ends a wait for events."""
         self._ready.set()
 
-    async def take(self) -> tuple[list[Told], list[int]]:
-        """The next events, at most SHOWN, and posts on screen to look at, once there are any; none when it is woken."""
-        if not self._waiting and not self._changed:
+    async def take(self) -> Taken:
+        """The next events, at most SHOWN, and what to look at, once there is any; nothing when it is woken."""
+        if not self._waiting and not self._changed and not self._notified:
             self._ready.clear()
             await self._ready.wait()
         told = [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
         self.taken = told[-1].token if self._waiting else self.token
-        changed, self._changed = [*self._changed], {}
-        return told, changed
+        taken = Taken(told, [*self._changed], self._notified)
+        self._changed, self._notified = {}, False
+        return taken
 
 
 Changes = asyncio.Queue[tuple[str, int]]
@@ -212,7 +234,10 @@ class Hub:
         self._watch: Any = stub.WatchFeed
         self._get_live = client.read_by(stub.BatchGetLivePosts, Live.FromString)
         self._show = Coalescer("live_posts", self._show_many, max_weight=BATCH, weigh=weight)
+        self._notes = Coalescer("live_notifications", self._note_many, max_weight=RPC_ITEMS, in_flight=1)
+        self._list_notifications = stub.BatchListNotifications
         self._json = Known(post_pb2.Post.DESCRIPTOR)
+        self._notification_json = compiled(pb.Notification.DESCRIPTOR)
         self._numbers = itertools.count(1)
         self._subscribers: dict[int, Subscriber] = {}
         self._of_user: Counter[int] = Counter()
@@ -336,6 +361,11 @@ class Hub:
         if kind == "changed":
             self._heed_change(event.changed, event.watcher_ids)
             return
+        if kind == "notified":
+            for number in event.watcher_ids:
+                if (one := self._subscribers.get(number)) is not None:
+                    one.notify()
+            return
         token: bytes = event.here.token or event.gap.token
         if not event.watcher_ids:
             for subscriber in self._subscribers.values():
@@ -398,7 +428,7 @@ class Hub:
         Raises NotFound (USER_NOT_FOUND), Unavailable.
         """
         while not self._draining:
-            some, changed = await subscriber.take()
+            some, changed, notified = await subscriber.take()
             wanted = [(told.member, False) for told in some if told.kind == "added"]
             wanted += [(on_screen(post_id), True) for post_id in changed]
             shown = await self._show((subscriber.user_id, wanted)) if wanted else {}
@@ -433,6 +463,21 @@ class Hub:
                 if counts != seen.counts:
                     seen.counts = counts
                     yield event_of("counts", token, post_id=post_id, **counts._asdict())
+
+            if notified and (note := await self._noted(subscriber)) is not None:
+                yield event_of("notification", token, **note)
+
+    async def _noted(self, subscriber: Subscriber) -> dict[str, Any] | None:
+        """What a client is to be told of notifications; None for nothing. What cannot be read is looked at later."""
+        try:
+            unread, newest = await self._notes(subscriber.user_id)
+        except errors.Unavailable as error:
+            log.debug("notifications cannot be read: %s", error.message)
+            asyncio.get_running_loop().call_later(NOTES_AGAIN_S, subscriber.notify)
+            return None
+        before, subscriber.told_unread = subscriber.told_unread, (unread, newest["notification_id"] if newest else 0)
+        is_new = subscriber.told_unread != before and (unread or any(before))
+        return {"unread": unread, "notification": newest} if is_new else None
 
     def _take_off_screen(self, subscriber: Subscriber, post_id: int) -> None:
         self._unindex(subscriber, post_id)
@@ -469,6 +514,20 @@ class Hub:
                     shown = counted(view.post) if wish[1] else self._json[view.post]
                     for place in view.viewers:
                         found[viewers[wish][place]][wish] = shown
+        return found
+
+    async def _note_many(self, user_ids: Sequence[int]) -> list[tuple[int, dict[str, Any] | None] | errors.Error]:
+        """For each person how many of their notifications are unread, and the newest one, as JSON has it."""
+        request = pb.BatchListNotificationsRequest()
+        for user_id in user_ids:
+            request.items.add(user_id=user_id, limit=1)
+        found: list[tuple[int, dict[str, Any] | None] | errors.Error] = []
+        for item in (await self._list_notifications(request)).items:
+            if item.HasField("error"):
+                found.append(errors.Unavailable("notifications cannot be read"))
+                continue
+            notes = item.result.notifications
+            found.append((item.result.unread, self._notification_json(notes[0]) if notes else None))
         return found
 
 

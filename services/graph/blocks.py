@@ -27,8 +27,8 @@ async def block(pool: Pool, request: pb.BlockRequest) -> pb.BlockResponse:
             raise errors.Refused("BLOCK_LIMIT", f"one may block at most {MAX_BLOCKS} people")
         await follows.end(connection, user_id, target_id)
         await follows.end(connection, target_id, user_id)
-        await store.insert_block(connection, user_id, target_id)
-        await tell(connection, user_id, target_id, blocked=True)
+        if await store.insert_block(connection, user_id, target_id):
+            await tell(connection, user_id, target_id, blocked=True)
         return pb.BlockResponse()
 
     return await idempotency.write(pool, request, user_id, pb.BlockResponse, work)
@@ -39,8 +39,8 @@ async def unblock(pool: Pool, request: pb.UnblockRequest) -> pb.UnblockResponse:
 
     async def work(connection: Connection) -> pb.UnblockResponse:
         await follows.lock(connection, request.user_id, request.target_id, both=True)
-        await store.delete_block(connection, request.user_id, request.target_id)
-        await tell(connection, request.user_id, request.target_id, blocked=False)
+        if await store.delete_block(connection, request.user_id, request.target_id):
+            await tell(connection, request.user_id, request.target_id, blocked=False)
         return pb.UnblockResponse()
 
     return await idempotency.write(pool, request, request.user_id, pb.UnblockResponse, work)

@@ -273,13 +273,14 @@ async def delete_edge(connection: Connection, follower_id: int, following_id: in
     return cursor.rowcount > 0
 
 
-async def insert_block(connection: Connection, user_id: int, target_id: int) -> None:
-    """Adds a block, unless it is there. Both people must be locked for a change."""
+async def insert_block(connection: Connection, user_id: int, target_id: int) -> bool:
+    """Adds a block, unless it is there; whether it was not. Both people must be locked for a change."""
     cursor = await connection.execute(
         "INSERT INTO blocks (user_id, target_id) VALUES (%s, %s) ON CONFLICT DO NOTHING", (user_id, target_id)
     )
     if cursor.rowcount:
         await raise_versions(connection, [user_id, target_id])
+    return cursor.rowcount > 0
 
 
 async def insert_mute(connection: Connection, user_id: int, target_id: int) -> None:
@@ -291,11 +292,12 @@ async def insert_mute(connection: Connection, user_id: int, target_id: int) -> N
         await raise_versions(connection, [user_id])
 
 
-async def delete_block(connection: Connection, user_id: int, target_id: int) -> None:
-    """Removes a block, where it is. Both people must be locked for a change."""
+async def delete_block(connection: Connection, user_id: int, target_id: int) -> bool:
+    """Removes a block, where it is; whether it was. Both people must be locked for a change."""
     cursor = await connection.execute("DELETE FROM blocks WHERE user_id = %s AND target_id = %s", (user_id, target_id))
     if cursor.rowcount:
         await raise_versions(connection, [user_id, target_id])
+    return cursor.rowcount > 0
 
 
 async def delete_mute(connection: Connection, user_id: int, target_id: int) -> None:

@@ -37,14 +37,6 @@ KEPT = 20_000
 """News in memory: 0.5 KB each."""
 SETTLED_S = 0.5
 """How old the knowledge of what fan-out has done may be."""
-CHANGES = {
-    "like_changed": ("post_id",),
-    "comment_created": ("post_id",),
-    "comment_deleted": ("post_id",),
-    "post_created": ("shared_post_id",),
-    "post_deleted": ("post_id", "shared_post_id"),
-}
-"""Facts that change posts' counts, or end posts, and where they name them; 0 for none."""
 COUNTED = 1_000
 """Entries that fan-out may have before it of one partition until nothing is taken for done."""
 
@@ -70,10 +62,8 @@ class News:
     own: Own
     tell: Callable[[Sequence[Item]], None] | None = field(default=None, init=False)
     """Is called with what is new, while somebody watches."""
-    tell_changed: Callable[[Iterable[int]], None] | None = field(default=None, init=False)
-    """Is called with posts whose counts changed, or that are gone, while somebody watches."""
-    tell_erased: Callable[[int], None] | None = field(default=None, init=False)
-    """Is called with an author of whom nothing is left, while somebody watches."""
+    tell_events: Callable[[Iterable[event_pb2.Event]], None] | None = field(default=None, init=False)
+    """Is called with all that happened, before `tell`, while somebody watches."""
     tell_gap: Callable[[], None] | None = field(default=None, init=False)
     """Is called when the news go on after some were missed, while somebody watches."""
     _position: tail.Position | None = field(default=None, init=False)
@@ -110,8 +100,8 @@ class News:
             log.debug("news of posts cannot be read: %r", error)
             return False
         new = self._heed(batch)
-        if self.tell_changed is not None:
-            self.tell_changed(post_id for event in batch.events for post_id in changed_by(event))
+        if self.tell_events is not None:
+            self.tell_events(batch.events)
         was_heard, self._heard = self._heard, self._heard or not batch.more
         if self._heard and not was_heard and self.tell_gap is not None:
             self.tell_gap()
@@ -210,8 +200,6 @@ class News:
                 gone_id = event.author_erased.user_id
                 self._items = deque(item for item in self._items if item.author_id != gone_id)
                 new = [item for item in new if item.author_id != gone_id]
-                if self.tell_erased is not None:
-                    self.tell_erased(gone_id)
             if event.event_id in self._known or (made := news_of(event)) is None:
                 continue
             self.own.forget(made[0])
@@ -239,12 +227,6 @@ def news_of(event: event_pb2.Event) -> tuple[int, int, bytes] | None:
     if event.HasField("post_deleted"):
         return event.post_deleted.author_id, event.post_deleted.post_id, b""
     return None
-
-
-def changed_by(event: event_pb2.Event) -> list[int]:
-    """The posts whose counts an event changed, or that it ended."""
-    fact = event.WhichOneof("fact")
-    return [getattr(getattr(event, fact), name) for name in CHANGES.get(fact, ())] if fact else []
 
 
 def numbers_of(position: tail.Position) -> Numbers:

@@ -4,6 +4,8 @@
                                                                                           ▲
     topic `graph` ── who follows whom anew, blocks, private accounts ─────────────────────┘
 
+Besides posts, it is told whose posts on screen have changed (facts.py), and whose notifications.
+
 What is told is where to look. What of it somebody may see and wants to, show.py decides when it is shown, by relations
 as of then: so nobody is shown what was hidden from them after it was told.
 """
@@ -26,6 +28,7 @@ from runtime import errors, tail
 from runtime.relations import Relation, Relations
 from runtime.tokens import Numbers
 from services.timeline import metrics
+from services.timeline.facts import changed_by, concerned_by, hidden_by, parted_by
 from services.timeline.news import Item, News
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ GRAPH_TOPIC = "graph"
 FOLLOWS_S = 0.1
 """How often it is looked at who follows whom anew."""
 COUNTS_S = 0.5
-"""How often it is told at the most that a post on screens has changed."""
+"""How often it is told at the most that a post on screens has changed, or somebody's notifications."""
 HIDDEN_S = 0.3
 """After how long an account that became private is so for the post service too: it knows people for a quarter of a
 second."""
@@ -139,6 +142,8 @@ class Watches:
         """By post."""
         self._changed: dict[int, None] = {}
         """Posts on screens that are to be told of, those that wait for longest first."""
+        self._concerned: set[int] = set()
+        """People who are to be told that their notifications may have changed."""
         self._hidden: dict[int, float] = {}
         """Authors of whom it is to be told that what may be seen of theirs has changed, and when."""
         self._count = 0
@@ -149,7 +154,7 @@ class Watches:
         stream = Stream()
         self._streams.add(stream)
         self._news.tell, self._news.tell_gap = self._tell, self._tell_gap
-        self._news.tell_changed, self._news.tell_erased = self._note_changed, self._note_hidden
+        self._news.tell_events = self._heed
 
         async def read() -> None:
             try:
@@ -180,7 +185,7 @@ class Watches:
             self._streams.discard(stream)
             if not self._streams:
                 self._news.tell = self._news.tell_gap = None
-                self._news.tell_changed = self._news.tell_erased = None
+                self._news.tell_events = None
 
     async def say_where(self) -> bool:
         """Tells all watchers where they are. Always False."""
@@ -195,7 +200,9 @@ class Watches:
         return False
 
     async def tell_changes(self) -> bool:
-        """Tells of what changed on screens. True when there is more."""
+        """Tells of what changed on screens, and whom something concerns. True when there is more."""
+        concerned, self._concerned = self._concerned, set()
+        self._notify(watcher for user_id in concerned for watcher in self._by_user.get(user_id, ()))
         for post_id in list(itertools.islice(self._changed, MAX_CHANGED)):
             del self._changed[post_id]
             by_stream: dict[Stream, list[int]] = {}
@@ -204,6 +211,13 @@ class Watches:
             for stream, numbers in by_stream.items():
                 stream.put(changed([post_id], numbers))
         return bool(self._changed)
+
+    def _notify(self, watchers: Iterable[Watcher]) -> None:
+        by_stream: dict[Stream, list[int]] = {}
+        for watcher in watchers:
+            by_stream.setdefault(watcher.stream, []).append(watcher.number)
+        for stream, numbers in by_stream.items():
+            stream.put(Event(notified=pb.WatchFeedResponse.Notified(), watcher_ids=numbers))
 
     async def follow(self) -> bool:
         """Looks who follows whom anew, and who hides from whom. True when there is more."""
@@ -227,8 +241,7 @@ class Watches:
             return False
         followers = {event.follow_changed.follower_id for event in batch.events if event.HasField("follow_changed")}
         await self._look_again(followers & self._by_user.keys())
-        for event in batch.events:
-            self._note_who_hides(event)
+        self._heed(batch.events)
         self._position = batch.position
         return batch.more
 
@@ -267,6 +280,7 @@ class Watches:
         self._catch_up(stream, begun)
         for watcher, post_ids in screens:
             self._put_on_screen(watcher, post_ids)
+        self._notify(watcher for watcher, _ in begun)
 
     def _catch_up(self, stream: Stream, begun: Sequence[tuple[Watcher, Numbers]]) -> None:
         """Tells each watcher what came since it was where it begins."""
@@ -292,28 +306,17 @@ class Watches:
             for stream, numbers in by_stream.items():
                 stream.put(told(item, numbers))
 
-    def _note_changed(self, post_ids: Iterable[int]) -> None:
-        self._changed |= dict.fromkeys(post_id for post_id in post_ids if post_id in self._on_screen)
-
-    def _note_hidden(self, author_id: int) -> None:
-        self._hidden.setdefault(author_id, time.monotonic() + HIDDEN_S)
-
-    def _note_who_hides(self, event: event_pb2.Event) -> None:
-        """Tells of posts on screens that may be hidden from now on, or seen again."""
-        pairs: Sequence[tuple[int, int]] = ()
-        if event.HasField("privacy_changed"):
-            self._note_hidden(event.privacy_changed.user_id)
-        elif event.HasField("user_erased"):
-            self._note_hidden(event.user_erased.user_id)
-        elif event.HasField("block_changed"):
-            one, other = event.block_changed.user_id, event.block_changed.target_id
-            pairs = ((one, other), (other, one))
-        elif event.HasField("follow_changed"):
-            pairs = ((event.follow_changed.follower_id, event.follow_changed.following_id),)
-        for user_id, author_id in pairs:
-            for watcher in self._by_user.get(user_id, ()):
-                if watcher.on_screen:
-                    watcher.stream.put(changed_of(author_id, [watcher.number]))
+    def _heed(self, events: Iterable[event_pb2.Event]) -> None:
+        """Notes what events of either topic mean to who watches, but for new posts."""
+        for event in events:
+            self._changed |= dict.fromkeys(post_id for post_id in changed_by(event) if post_id in self._on_screen)
+            self._concerned |= concerned_by(event) & self._by_user.keys()
+            if author_id := hidden_by(event):
+                self._hidden.setdefault(author_id, time.monotonic() + HIDDEN_S)
+            for user_id, author_id in parted_by(event):
+                for watcher in self._by_user.get(user_id, ()):
+                    if watcher.on_screen:
+                        watcher.stream.put(changed_of(author_id, [watcher.number]))
 
     def _put_on_screen(self, watcher: Watcher, post_ids: Iterable[int]) -> None:
         """From now on these are on a watcher's screen. Those that were not before are told to be looked at."""

@@ -16,7 +16,7 @@ from functools import partial
 import httpx
 import pytest
 import pytest_asyncio
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from tests.e2e import mesh as meshes
@@ -253,6 +253,39 @@ async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: 
     assert too_many.value.response.status_code == 429
     for socket in many:
         await socket.close()
+
+
+async def test_notifications_come_live_and_are_read(fragile: Mesh) -> None:
+    await wait_for_ready(fragile)
+    ann, bob, eve = [await eventually_user(fragile, f"noted-{who}") for who in ("ann", "bob", "eve")]
+    post = (await fragile.post("/posts", {"user_id": ann, "content": "hello"}, 201))["post_id"]
+    address = f"{fragile.url.replace('http', 'ws', 1)}/live?user_id={ann}"
+
+    async def next_of(socket: ClientConnection) -> Json:
+        async with asyncio.timeout(10):
+            while (said := dict(json.loads(await socket.recv())))["type"] != "notification":
+                pass
+        return said
+
+    async with connect(address, proxy=None) as socket:
+        await fragile.post("/like", {"user_id": bob, "post_id": post})
+        said = await next_of(socket)
+        assert (said["unread"], said["notification"]["kind"]) == (1, "liked")
+        assert said["notification"]["post"]["post_id"] == post
+        assert said["notification"]["actors"] == [{"user_id": bob, "username": "noted-bob"}]
+        await fragile.post("/comments", {"user_id": eve, "post_id": post, "content": "see @noted-bob"}, 201)
+        said = await next_of(socket)
+        assert (said["unread"], said["notification"]["kind"]) == (2, "commented")
+    page = await fragile.get("/notifications", user_id=ann, limit=1)
+    assert (page["unread"], page["notifications"]) == (2, [said["notification"]])
+    page = await fragile.get("/notifications", user_id=ann, cursor=page["next_cursor"])
+    assert [note["kind"] for note in page["notifications"]] == ["liked"]
+    read = {"user_id": ann, "notification_id": said["notification"]["notification_id"]}
+    assert await fragile.post("/notifications/read", read) == {"unread": 0}
+    [mention] = (await fragile.get("/notifications", user_id=bob))["notifications"]
+    assert (mention["kind"], mention["actors"][0]["user_id"], mention["unread"]) == ("mentioned", eve, True)
+    for query in ({"user_id": 99}, {"user_id": "x"}, {"user_id": ann, "limit": 0}, {"user_id": ann, "cursor": "AAAA"}):
+        assert (await fragile.http.get("/notifications", params=query)).status_code in (400, 404)
 
 
 async def flood(writing: asyncio.StreamWriter) -> None:

@@ -40,8 +40,10 @@ def liked(post: int, author: int, user: int, liked: bool) -> Told:
     return post, event.Event(like_changed=event.LikeChanged(post_id=post, author_id=author, user_id=user, liked=liked))
 
 
-def created(post: int, author: int, *, original: int | None = None, shared: int = 0) -> Told:
-    fact = event.PostCreated(post_id=post, author_id=author, original_id=original or post, shared_post_id=shared)
+def created(post: int, author: int, *, original: int | None = None, shared: int = 0, of: int = 0) -> Told:
+    fact = event.PostCreated(
+        post_id=post, author_id=author, original_id=original or post, shared_post_id=shared, shared_author_id=of
+    )
     return author, event.Event(post_created=fact)
 
 
@@ -69,6 +71,48 @@ async def test_joining_and_following_are_told_once_each(graph_service: GraphServ
         assert await told(graph_pool) == [followed(ann, bob, False)]
 
 
+async def test_blocks_privacy_and_wishes_to_follow_are_told_once_each(
+    graph_service: GraphService, graph_pool: Pool
+) -> None:
+    stub = graph_service.stub
+    ann, bob = await join(stub, "ann"), await join(stub, "bob")
+    await stub.Follow(graph_pb2.FollowRequest(follower_id=ann, following_id=bob))
+    await told(graph_pool)
+    blocked, ended = (
+        event.Event(block_changed=event.BlockChanged(user_id=bob, target_id=ann, blocked=each))
+        for each in (True, False)
+    )
+    for _ in range(2):
+        await stub.Block(graph_pb2.BlockRequest(user_id=bob, target_id=ann))
+    assert await told(graph_pool) == [followed(ann, bob, False), (bob, blocked)]
+    for _ in range(2):
+        await stub.Unblock(graph_pb2.UnblockRequest(user_id=bob, target_id=ann))
+    assert await told(graph_pool) == [(bob, ended)]
+    await stub.UpdateUser(graph_pb2.UpdateUserRequest(user_id=bob, username="robert"))
+    assert await told(graph_pool) == []
+    await stub.UpdateUser(graph_pb2.UpdateUserRequest(user_id=bob, private=True))
+    fact = event.PrivacyChanged(user_id=bob, private=True)
+    assert await told(graph_pool) == [(bob, event.Event(privacy_changed=fact))]
+    for _ in range(2):
+        await stub.Follow(graph_pb2.FollowRequest(follower_id=ann, following_id=bob))
+    wish = event.FollowRequested(follower_id=ann, following_id=bob)
+    assert await told(graph_pool) == [(ann, event.Event(follow_requested=wish))]
+
+
+async def test_events_name_whom_texts_mention(post_service: RealPostService) -> None:
+    stub, pool = post_service.stub, post_service.pool
+    ann, bob = await join(post_service.graph, "ann"), await join(post_service.graph, "bob")
+    post = (await stub.CreatePost(pb.CreatePostRequest(user_id=ann, content="@bob @ann @nobody"))).post.post_id
+    await stub.CreateComment(pb.CreateCommentRequest(user_id=bob, post_id=post, content="@ann"))
+    await stub.SharePost(pb.SharePostRequest(user_id=ann, post_id=post, content="@bob"))
+    facts = [each for _, each in await told(pool)]
+    assert [list(fact.post_created.mentioned_ids or fact.comment_created.mentioned_ids) for fact in facts] == [
+        [bob],
+        [ann],
+        [bob],
+    ]
+
+
 @pytest.mark.parametrize("max_following", [1])
 async def test_a_follow_that_is_refused_is_not_told(graph_service: GraphService, graph_pool: Pool) -> None:
     ann, bob, cid = [await join(graph_service.stub, name) for name in ("ann", "bob", "cid")]
@@ -88,12 +132,12 @@ async def test_posts_shares_and_quotes_are_told_with_whose_counts_they_change(po
     share = pb.SharePostRequest(user_id=bob, post_id=post)
     answers = await asyncio.gather(*(stub.SharePost(share) for _ in range(4)))
     [plain] = {answer.post.post_id for answer in answers}
-    assert await told(pool) == [created(plain, bob, original=post, shared=post)]
+    assert await told(pool) == [created(plain, bob, original=post, shared=post, of=ann)]
     # What is shared of a share is its original.
     quote = (await stub.SharePost(pb.SharePostRequest(user_id=ann, post_id=plain, content="so true"))).post.post_id
-    assert await told(pool) == [created(quote, ann, shared=post)]
+    assert await told(pool) == [created(quote, ann, shared=post, of=ann)]
     of_quote = (await stub.SharePost(pb.SharePostRequest(user_id=bob, post_id=quote))).post.post_id
-    assert await told(pool) == [created(of_quote, bob, original=quote, shared=quote)]
+    assert await told(pool) == [created(of_quote, bob, original=quote, shared=quote, of=ann)]
     for gone, author, shared in ((plain, bob, post), (of_quote, bob, quote), (quote, ann, post), (post, ann, 0)):
         with pytest.raises(errors.Error):
             await stub.DeletePost(pb.DeletePostRequest(user_id=ann + bob - author, post_id=gone))

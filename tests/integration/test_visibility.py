@@ -111,17 +111,17 @@ async def make(mesh: WholeMesh, who: str, account: str) -> Case:
     if who not in ("author", "stranger", "nobody", "asked to follow"):
         await mesh.follow(viewer, author)
     await mesh.graph.UpdateUser(graph_pb2.UpdateUserRequest(user_id=author, private=private))
+    name = (await mesh.graph.GetUser(graph_pb2.GetUserRequest(user_id=viewer))).user.username
+    secret = f"a secret of which @{name} would hear"
     post = (
-        await mesh.post.CreatePost(
-            post_pb2.CreatePostRequest(user_id=author, content="a secret", visibility=visibility)
-        )
+        await mesh.post.CreatePost(post_pb2.CreatePostRequest(user_id=author, content=secret, visibility=visibility))
     ).post.post_id
     share = (await mesh.post.SharePost(post_pb2.SharePostRequest(user_id=sharer, post_id=post))).post.post_id
     quote = (
         await mesh.post.SharePost(post_pb2.SharePostRequest(user_id=sharer, post_id=post, content="look"))
     ).post.post_id
     comment = (
-        await mesh.post.CreateComment(post_pb2.CreateCommentRequest(user_id=other, post_id=post, content="a secret"))
+        await mesh.post.CreateComment(post_pb2.CreateCommentRequest(user_id=other, post_id=post, content=secret))
     ).comment.comment_id
     if who == "asked to follow" and private:
         await mesh.follow(viewer, author)
@@ -354,6 +354,20 @@ async def batch_get_feed(mesh: WholeMesh, case: Case) -> bool:
     return in_page(answer.items[0].result, case)
 
 
+@rpc("ListNotifications")
+async def list_notifications(mesh: WholeMesh, case: Case) -> bool:
+    request = timeline_pb2.ListNotificationsRequest(user_id=case.viewer)
+    return case.post in {note.post.post_id for note in (await mesh.timeline.ListNotifications(request)).notifications}
+
+
+@rpc("BatchListNotifications")
+async def batch_list_notifications(mesh: WholeMesh, case: Case) -> bool:
+    request = timeline_pb2.BatchListNotificationsRequest()
+    request.items.add(user_id=case.viewer)
+    [item] = (await mesh.timeline.BatchListNotifications(request)).items
+    return case.post in {note.post.post_id for note in item.result.notifications}
+
+
 @rpc("ExplainPost")
 async def explain_post(mesh: WholeMesh, case: Case) -> bool:
     answers = [
@@ -392,6 +406,8 @@ def route(name: str, method: str, path: str, acting: str, **body: str) -> None:
         answer = await http(mesh, method, target, params=params)
         if answer is not None and "posts" in answer:
             return case.post in {post["post_id"] for post in answer["posts"]}
+        if answer is not None and "notifications" in answer:
+            return case.post in {(note["post"] or {}).get("post_id") for note in answer["notifications"]}
         return answer is not None
 
     ROUTES[name] = probe
@@ -407,12 +423,15 @@ route("UnlikePost", "POST", "/unlike", "user_id")
 route("SharePost", "POST", "/share", "user_id", content="look")
 route("CreateComment", "POST", "/comments", "user_id", content="words")
 route("GetFeed", "GET", "/feed", "user_id")
+route("ListNotifications", "GET", "/notifications", "user_id")
 route("ExplainPost", "GET", "/feed/explain", "user_id")
 
 REVEALS_NOTHING = {
     "CreatePost": "shows the writer's own",
     "BatchCreatePosts": "shows the writers' own",
+    "ReadNotifications": "a number",
     "ExportUser": "shows the person's own; of what they shared and liked, the id alone",
+    "BatchListActs": "ids of posts that are theirs or mention them, to the timeline, which hydrates what it shows",
     "BatchListNewest": "ids, to services that hydrate what they show",
     "BatchListSharers": "ids of shares of posts that the caller names",
     "BatchGetEngagement": "counts, to ranking",

@@ -63,6 +63,8 @@ class Caller:
     answers: asyncio.Queue[Event | errors.Error] = field(default_factory=asyncio.Queue)
     tokens: dict[int, bytes] = field(default_factory=dict)
     """Where each watcher goes on."""
+    notified: list[int] = field(default_factory=list)
+    """Watchers who were told that something concerns them."""
 
     async def read(self, stub: TimelineServiceAsyncStub) -> None:
         """Reads until it is cancelled."""
@@ -76,7 +78,10 @@ class Caller:
             async with aclosing(stream):
                 async for answer in stream:
                     for event in answer.events:
-                        self.answers.put_nowait(event)
+                        if event.HasField("notified"):
+                            self.notified += event.watcher_ids
+                        else:
+                            self.answers.put_nowait(event)
         except errors.Error as error:
             self.answers.put_nowait(error)
 
@@ -517,6 +522,7 @@ class Edge:
         return [
             (said["type"], said["post"]["post_id"] if "post" in said else said.get("post_id", 0))
             for said in await self.said(subscriber)
+            if said["type"] != "notification"
         ]
 
     async def said(self, subscriber: Subscriber) -> list[dict[str, Any]]:
@@ -760,3 +766,78 @@ async def test_who_is_gone_is_on_no_index(edge: Edge) -> None:
             await asyncio.sleep(0.02)
     assert not watches._on_screen
     assert not edge.hub._seeing
+
+
+# What concerns people.
+
+
+async def test_who_is_concerned_is_told_and_nobody_else(scene: Scene) -> None:
+    world, (ann, bob, eve) = scene.world, scene.people
+    replica = await scene.replica()
+    caller = await scene.call(replica)
+    caller.begin((1, ann), (2, bob), (3, eve), (4, bob))
+    assert (await caller.next()).HasField("here")
+    post_id = await scene.write(BOB)
+    await replica.look()
+    await caller.next()
+    # Whoever begins looks once.
+    assert sorted(caller.notified) == [1, 2, 3, 4]
+
+    async def told() -> list[int]:
+        caller.notified.clear()
+        await world.deliver()
+        await replica.look()
+        while await replica.watches.tell_changes():
+            pass
+        await caller.nothing()
+        return sorted(caller.notified)
+
+    await world.like(bob, post_id)
+    assert await told() == []
+    for _ in range(3):
+        await world.like(eve, post_id)
+        await world.unlike(eve, post_id)
+    assert await told() == [2, 4]
+    await world.comment(ann, post_id)
+    await world.follow(eve, ann)
+    assert await told() == [1, 2, 4]
+    await world.set_private(ann, True)
+    await world.unfollow(bob, ann)
+    await world.follow(bob, ann)
+    assert await told() == [1]
+
+
+async def test_a_client_is_told_of_notifications_when_it_comes_and_when_they_change(edge: Edge) -> None:
+    world, (ann, bob, eve) = edge.scene.world, edge.scene.people
+    post_id = await edge.scene.write(BOB)
+    first = await edge.subscribe(BOB)
+
+    async def notes(subscriber: Subscriber) -> list[tuple[int, str, list[int]]]:
+        await world.deliver()
+        await edge.replica.look()
+        await edge.replica.watches.tell_changes()
+        return [
+            (
+                said["unread"],
+                said["notification"]["kind"],
+                [actor["user_id"] for actor in said["notification"]["actors"]],
+            )
+            for said in await edge.said(subscriber)
+            if said["type"] == "notification"
+        ]
+
+    # That Ann follows him.
+    assert await notes(first) == [(1, "followed", [ann])]
+    assert await notes(first) == []
+    await world.pass_time(1)
+    await world.like(eve, post_id)
+    assert await notes(first) == [(2, "liked", [eve])]
+    await world.like(ann, post_id)
+    await world.like(bob, post_id)
+    assert await notes(first) == [(2, "liked", [ann, eve])]
+    second = await edge.subscribe(BOB)
+    assert await notes(second) == [(2, "liked", [ann, eve])]
+    await world.block(bob, ann)
+    assert await notes(second) == [(1, "liked", [eve])]
+    # Who has none is told nothing.
+    assert await notes(await edge.subscribe(EVE)) == []

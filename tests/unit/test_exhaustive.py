@@ -44,10 +44,14 @@ def test_every_rpc_has_a_route_or_is_marked_internal(method: MethodDescriptor) -
     assert options.HasExtension(annotations_pb2.http) != options.Extensions[options_pb2.internal]
 
 
+IDEMPOTENT = {"ReadNotifications"}
+"""Writes that have no more effect when they come again: a mark that only rises."""
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
 def test_every_write_takes_an_idempotency_key_and_every_read_takes_none(method: MethodDescriptor) -> None:
     http = method.GetOptions().Extensions[annotations_pb2.http]
-    writes = bool(http.post or http.delete or http.patch or http.put)
+    writes = bool(http.post or http.delete or http.patch or http.put) and method.name not in IDEMPOTENT
     assert ("request_id" in method.input_type.fields_by_name) == writes
 
 
