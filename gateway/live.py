@@ -143,8 +143,8 @@ class Taken(NamedTuple):
     told: list[Told]
     changed: list[int]
     """Posts on screen to look at."""
-    notified: bool
-    """Whether to look at notifications."""
+    note: dict[str, Any] | None
+    """What an event says of notifications."""
 
 
 class Subscriber:
@@ -170,8 +170,8 @@ class Subscriber:
         """How many notifications were unread as it was told last, and the newest one."""
         self._changed: dict[int, None] = {}
         """Posts on screen that are to be looked at."""
-        self._notified = False
-        """Whether notifications are to be looked at."""
+        self._note: dict[str, Any] | None = None
+        """What is to be told of notifications."""
         self._waiting: deque[Told] = deque()
         self._ready = asyncio.Event()
 
@@ -192,10 +192,12 @@ class Subscriber:
         if self._changed:
             self._ready.set()
 
-    def notify(self) -> None:
-        """Notifications may have changed."""
-        self._notified = True
-        self._ready.set()
+    def note(self, unread: int, newest: dict[str, Any] | None) -> None:
+        """How many notifications are unread now, and the newest one. It is told where that is something else."""
+        before, self.told_unread = self.told_unread, (unread, newest["notification_id"] if newest else 0)
+        if self.told_unread != before and (unread or any(before)):
+            self._note = {"unread": unread, "notification": newest}
+            self._ready.set()
 
     def look_at_all_of(self, author_id: int) -> None:
         """What this person wrote may be seen no more, or again."""
@@ -212,13 +214,13 @@ class Subscriber:
 
     async def take(self) -> Taken:
         """The next events, at most SHOWN, and what to look at, once there is any; nothing when it is woken."""
-        if not self._waiting and not self._changed and not self._notified:
+        if not self._waiting and not self._changed and not self._note:
             self._ready.clear()
             await self._ready.wait()
         told = [self._waiting.popleft() for _ in range(min(SHOWN, len(self._waiting)))]
         self.taken = told[-1].token if self._waiting else self.token
-        taken = Taken(told, [*self._changed], self._notified)
-        self._changed, self._notified = {}, False
+        taken = Taken(told, [*self._changed], self._note)
+        self._changed, self._note = {}, None
         return taken
 
 
@@ -234,7 +236,9 @@ class Hub:
         self._watch: Any = stub.WatchFeed
         self._get_live = client.read_by(stub.BatchGetLivePosts, Live.FromString)
         self._show = Coalescer("live_posts", self._show_many, max_weight=BATCH, weigh=weight)
-        self._notes = Coalescer("live_notifications", self._note_many, max_weight=RPC_ITEMS, in_flight=1)
+        self._concerned: dict[Subscriber, None] = {}
+        """Whose notifications are to be looked at."""
+        self._some_concerned = asyncio.Event()
         self._list_notifications = stub.BatchListNotifications
         self._json = Known(post_pb2.Post.DESCRIPTOR)
         self._notification_json = compiled(pb.Notification.DESCRIPTOR)
@@ -268,6 +272,7 @@ class Hub:
         if not subscriber.gone:
             subscriber.gone = True
             self._end(subscriber)
+            self._concerned.pop(subscriber, None)
             for post_id in [*subscriber.screen]:
                 self._take_off_screen(subscriber, post_id)
             self._of_user[subscriber.user_id] -= 1
@@ -307,6 +312,7 @@ class Hub:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen())
             group.create_task(self._ping())
+            group.create_task(self._note())
 
     async def _listen(self) -> None:
         """Keeps a stream open while there are subscribers."""
@@ -364,7 +370,8 @@ class Hub:
         if kind == "notified":
             for number in event.watcher_ids:
                 if (one := self._subscribers.get(number)) is not None:
-                    one.notify()
+                    self._concerned[one] = None
+            self._some_concerned.set()
             return
         token: bytes = event.here.token or event.gap.token
         if not event.watcher_ids:
@@ -428,7 +435,7 @@ class Hub:
         Raises NotFound (USER_NOT_FOUND), Unavailable.
         """
         while not self._draining:
-            some, changed, notified = await subscriber.take()
+            some, changed, note = await subscriber.take()
             wanted = [(told.member, False) for told in some if told.kind == "added"]
             wanted += [(on_screen(post_id), True) for post_id in changed]
             shown = await self._show((subscriber.user_id, wanted)) if wanted else {}
@@ -464,20 +471,8 @@ class Hub:
                     seen.counts = counts
                     yield event_of("counts", token, post_id=post_id, **counts._asdict())
 
-            if notified and (note := await self._noted(subscriber)) is not None:
+            if note is not None:
                 yield event_of("notification", token, **note)
-
-    async def _noted(self, subscriber: Subscriber) -> dict[str, Any] | None:
-        """What a client is to be told of notifications; None for nothing. What cannot be read is looked at later."""
-        try:
-            unread, newest = await self._notes(subscriber.user_id)
-        except errors.Unavailable as error:
-            log.debug("notifications cannot be read: %s", error.message)
-            asyncio.get_running_loop().call_later(NOTES_AGAIN_S, subscriber.notify)
-            return None
-        before, subscriber.told_unread = subscriber.told_unread, (unread, newest["notification_id"] if newest else 0)
-        is_new = subscriber.told_unread != before and (unread or any(before))
-        return {"unread": unread, "notification": newest} if is_new else None
 
     def _take_off_screen(self, subscriber: Subscriber, post_id: int) -> None:
         self._unindex(subscriber, post_id)
@@ -516,19 +511,35 @@ class Hub:
                         found[viewers[wish][place]][wish] = shown
         return found
 
-    async def _note_many(self, user_ids: Sequence[int]) -> list[tuple[int, dict[str, Any] | None] | errors.Error]:
-        """For each person how many of their notifications are unread, and the newest one, as JSON has it."""
-        request = pb.BatchListNotificationsRequest()
-        for user_id in user_ids:
-            request.items.add(user_id=user_id, limit=1)
-        found: list[tuple[int, dict[str, Any] | None] | errors.Error] = []
-        for item in (await self._list_notifications(request)).items:
-            if item.HasField("error"):
-                found.append(errors.Unavailable("notifications cannot be read"))
+    async def _note(self) -> None:
+        """Looks at the notifications of those whom something concerns, and of who has just come.
+
+        For half of the time at the most, and for nobody who waits: posts go first when all come at once.
+        """
+        while True:
+            await self._some_concerned.wait()
+            begun = time.monotonic()
+            some = list(itertools.islice(self._concerned, RPC_ITEMS))
+            for each in some:
+                del self._concerned[each]
+            try:
+                answer = await self._list_notifications(
+                    pb.BatchListNotificationsRequest(
+                        items=[pb.ListNotificationsRequest(user_id=each.user_id, limit=1) for each in some]
+                    )
+                )
+            except errors.Error as error:
+                log.debug("notifications cannot be read: %s", error.message)
+                self._concerned |= dict.fromkeys(each for each in some if not each.gone)
+                await asyncio.sleep(NOTES_AGAIN_S)
                 continue
-            notes = item.result.notifications
-            found.append((item.result.unread, self._notification_json(notes[0]) if notes else None))
-        return found
+            for each, item in zip(some, answer.items, strict=True):
+                if item.HasField("result"):
+                    notes = item.result.notifications
+                    each.note(item.result.unread, self._notification_json(notes[0]) if notes else None)
+            if not self._concerned:
+                self._some_concerned.clear()
+            await asyncio.sleep(time.monotonic() - begun)
 
 
 class LiveSocket:
