@@ -40,6 +40,7 @@ class Process:
     calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
     redis: bool = False  # takes FEEDMESH_REDIS_URL
     cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
+    needs: str = ""  # runs only where this one of its settings is set
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
     config: str = ""  # where these are declared, as module:class
 
@@ -92,8 +93,12 @@ FEEDMESH = Mesh(
                 cursors=True, calls=("graph", "post", "ranking"),
                 settings=(*SERVER, *STORE, "FEEDMESH_ACTIVE_DAYS"), config="services.timeline.config:TimelineSettings"),
         Process("timeline-fanout", ("-m", "services.timeline.fanout"), Stage.WORKER, database="timeline", redis=True,
-                calls=("graph", "post"), settings=(*STORE, "FEEDMESH_PUSH_MAX_FOLLOWERS"),
+                calls=("graph", "post"), settings=(*STORE, "FEEDMESH_PUSH_MAX_FOLLOWERS", "FEEDMESH_WEBHOOK_URL"),
                 config="services.timeline.config:FanoutSettings"),
+        Process("timeline-webhook", ("-m", "services.timeline.webhook"), Stage.WORKER, database="timeline",
+                calls=("graph", "post"), needs="FEEDMESH_WEBHOOK_URL",
+                settings=(*STORE, "FEEDMESH_WEBHOOK_URL", "FEEDMESH_WEBHOOK_SECRET"),
+                config="services.timeline.config:WebhookSettings"),
         Process("timeline-auditor", ("-m", "services.timeline.auditor"), Stage.WORKER, database="timeline", redis=True,
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),

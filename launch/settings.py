@@ -52,7 +52,9 @@ class Settings:
     replicas: Mapping[str, int] = field(default_factory=dict)  # by process name, where said: see count
 
     def count(self, process: Process) -> int:
-        """How many replicas of a process there are, from 1 to 16."""
+        """How many replicas of a process there are, from 1 to 16; 0 of one that needs a setting which is not set."""
+        if process.needs and process.needs not in self.passed:
+            return 0
         return self.replicas.get(process.name, 1)
 
     def names(self, process: Process) -> list[str]:
@@ -106,6 +108,8 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
             faults.append(f"{process.replicas_setting} is {text!r}: port {port} has not so many ports after it")
         if count != 1:
             replicas[process.name] = count
+    if "FEEDMESH_WEBHOOK_URL" in given and "FEEDMESH_WEBHOOK_SECRET" not in given:
+        faults.append("FEEDMESH_WEBHOOK_SECRET is needed with FEEDMESH_WEBHOOK_URL: what notifications are signed with")
     if faults:
         raise Refused(*faults)
     return Settings(
@@ -182,7 +186,8 @@ def _told(mesh: Mesh) -> set[str]:
     addresses = {process.name: ((HOST, 1),) for process in mesh.processes}
     at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
     nothing = Settings(1, Path(), None, None, "info", {})
-    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in mesh.processes)
+    running = (process for process in mesh.processes if nothing.count(process))
+    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in running)
     return {name for own in names for name in own} - set(OWN)
 
 

@@ -20,7 +20,7 @@ from services.timeline.epoch import LOOK_S, Guard
 from services.timeline.feed import Parts
 from services.timeline.modes import Modes
 from services.timeline.news import STEP_S, News
-from services.timeline.notifications import Notifications
+from services.timeline.notifications import Concerns, Notifications
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
@@ -58,7 +58,7 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
             )
             news = News(probe, parts.own)
             watches = Watches(news, parts.relations, probe)
-            notifications = Notifications(pool, parts.relations, graph, post, cursors)
+            notifications = Notifications(Concerns(parts.relations, graph, post), pool, cursors)
             servicer = TimelineServicer(parts, watches, notifications)
             await asyncio.gather(
                 running.every(LOOK_S, "look_at_redis", guard.look),

@@ -461,6 +461,7 @@ async def erased(settings: AdminSettings, arguments: argparse.Namespace) -> str:
             found += [(part, trace.place, trace.count) for trace in answer.traces]
         found.append(("timeline", "author_modes", len(await store.modes(pool, [user_id]))))
         found.append(("timeline", "read_marks", int(await store.has_mark(pool, user_id))))
+        found.append(("timeline", "webhook_deliveries", await store.deliveries_of(pool, user_id)))
         own = await stores.exists(home_key(user_id)) + await stores.exists(author_key(user_id))
         found.append(("timeline", "their timelines", own))
         named = 0

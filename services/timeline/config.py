@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import base64
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
 
 from runtime import config, postgres, redis
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/\S*)?$", max_length=2_000)]
 
 
 class TimelineSettings(config.ServerSettings, postgres.PostgresSettings, redis.RedisSettings):
@@ -29,8 +34,30 @@ class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
     """Where the graph service is."""
     post_target: config.Target
     """Where the post service is."""
+    webhook_url: Url | None = None
+    """Where notifications are posted to, by another worker; it is only looked at whether they are."""
     push_max_followers: int = Field(default=10_000, ge=0, le=1_000_000_000)
     """Up to how many followers an author's posts are pushed; above it they are pulled. See the command `limit` too."""
+
+
+class WebhookSettings(postgres.PostgresSettings):
+    """What the webhook's worker can be told."""
+
+    graph_target: config.Target
+    """Where the graph service is."""
+    post_target: config.Target
+    """Where the post service is."""
+    webhook_url: Url
+    """Where notifications are posted to."""
+    webhook_secret: config.Secret
+    """What they are signed with; `whsec_` and base64 as Standard Webhooks has it, or any text."""
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _decodes(cls, secret: str) -> str:
+        if secret.startswith("whsec_"):
+            base64.b64decode(secret.removeprefix("whsec_"), validate=True)  # raises a ValueError
+        return secret
 
 
 class AdminSettings(FanoutSettings):

@@ -15,6 +15,7 @@ from feedmesh.graph.v1 import graph_pb2
 from runtime import errors, members, postgres
 from services.timeline import metrics, store
 from services.timeline.epoch import Guard, UnusableError
+from services.timeline.facts import acts_of
 from services.timeline.modes import FOLLOWERS_PAGE, Transitions
 from services.timeline.timelines import Ids, Timelines, author_key, home_key
 
@@ -52,6 +53,8 @@ class Fanout:
     timelines: Timelines
     graph: GraphServiceAsyncStub
     transitions: Transitions
+    notes_acts: bool = False
+    """Whether there is a webhook, so that what concerns people is noted for it."""
 
     async def post_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Puts new posts into their author's timeline and pushes them to active followers, unless they are pulled.
@@ -61,6 +64,7 @@ class Fanout:
         Raises RedisError, psycopg.Error, Unavailable.
         """
         self.require_redis()
+        await self._note(events)
         by_author: dict[int, Rows] = {}
         for event in events:
             if event.HasField("author_erased"):
@@ -83,9 +87,14 @@ class Fanout:
     async def graph_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Looks whether those who won or lost a follower are to be pushed or pulled. Lists are the next read's work."""
         self.require_redis()
+        await self._note(events)
         changed = {event.follow_changed.following_id for event in events if event.HasField("follow_changed")}
         if changed:
             await self.transitions.look_at(sorted(changed))
+
+    async def _note(self, events: Sequence[event_pb2.Event]) -> None:
+        if self.notes_acts and (acts := [act for event in events for act in acts_of(event)]):
+            await store.note_deliveries(self.pool, acts)
 
     async def forget(self, user_id: int) -> None:
         """Takes everything of an erased person out of Redis and the database; Postgres has nothing of them by now.
@@ -94,6 +103,7 @@ class Fanout:
         """
         await postgres.transact(self.pool, lambda connection: store.forget_author(connection, user_id))
         await postgres.transact(self.pool, lambda connection: store.forget_mark(connection, user_id))
+        await postgres.transact(self.pool, lambda connection: store.forget_deliveries(connection, user_id))
         await self.timelines.drop([home_key(user_id), author_key(user_id)])
         async for key, timeline in self.timelines.homes():
             named = timeline.rows[timeline.rows[:, 1] == user_id]

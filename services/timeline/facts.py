@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from feedmesh.event.v1 import event_pb2
+from services.timeline.notifications import Kind, Wanted
 
 CHANGES = {
     "like_changed": ("post_id",),
@@ -37,6 +38,33 @@ def concerned_by(event: event_pb2.Event) -> set[int]:
         return set()
     told, (whom, actor) = getattr(event, fact), CONCERNS[fact]
     return {getattr(told, whom), *getattr(told, "mentioned_ids", ())} - {0, getattr(told, actor)}
+
+
+def acts_of(event: event_pb2.Event) -> list[Wanted]:
+    """What an event tells that somebody did to others."""
+    found: list[tuple[int, Kind.ValueType, int, int]] = []
+    if event.HasField("like_changed") and event.like_changed.liked:
+        like = event.like_changed
+        found.append((like.author_id, Kind.NOTIFICATION_KIND_LIKED, like.post_id, like.user_id))
+    elif event.HasField("comment_created"):
+        remark = event.comment_created
+        found.append((remark.author_id, Kind.NOTIFICATION_KIND_COMMENTED, remark.post_id, remark.user_id))
+        mentioned = Kind.NOTIFICATION_KIND_MENTIONED
+        found += [(user_id, mentioned, remark.post_id, remark.user_id) for user_id in remark.mentioned_ids]
+    elif event.HasField("post_created"):
+        made = event.post_created
+        is_plain = made.original_id != made.post_id
+        kind = Kind.NOTIFICATION_KIND_SHARED if is_plain else Kind.NOTIFICATION_KIND_QUOTED
+        found.append((made.shared_author_id, kind, made.original_id, made.author_id))
+        mentioned = Kind.NOTIFICATION_KIND_MENTIONED
+        found += [(user_id, mentioned, made.post_id, made.author_id) for user_id in made.mentioned_ids]
+    elif event.HasField("follow_changed") and event.follow_changed.following:
+        follow = event.follow_changed
+        found.append((follow.following_id, Kind.NOTIFICATION_KIND_FOLLOWED, 0, follow.follower_id))
+    elif event.HasField("follow_requested"):
+        wish = event.follow_requested
+        found.append((wish.following_id, Kind.NOTIFICATION_KIND_FOLLOW_REQUESTED, 0, wish.follower_id))
+    return [Wanted(event.event_id, *each) for each in found if each[0] not in (0, each[3])]
 
 
 def hidden_by(event: event_pb2.Event) -> int:

@@ -41,7 +41,7 @@ async def serve(settings: FanoutSettings, running: process.Process, *, once: boo
         transitions = Transitions(pool, timelines, graph, PostServiceStub(post_channel), settings.push_max_followers)
         guard = Guard(pool, stores)
         await guard.look()
-        fanout = Fanout(pool, guard, timelines, graph, transitions)
+        fanout = Fanout(pool, guard, timelines, graph, transitions, notes_acts=settings.webhook_url is not None)
         consumers = [
             Consumer(stores, topic, partition, GROUP, handle)
             for topic, handle in (

@@ -47,3 +47,11 @@ OWN = Counter(
 NEWS = Counter("feedmesh_news_total", "New and deleted posts that this replica heard of.")
 WATCHERS = Gauge("feedmesh_watchers", "Watchers of home feeds, over all streams.")
 WATCH_EVENTS = Counter("feedmesh_watch_events_total", "Events by how many watchers were told them.", ["event"])
+
+# The webhook.
+WEBHOOK = Counter(
+    "feedmesh_webhook_deliveries_total",
+    "Notifications by what became of them: sent, taken_back (or hidden meanwhile), failed (is tried again), given_up.",
+    ["outcome"],
+)
+WEBHOOK_WAITING = Gauge("feedmesh_webhook_waiting", "Notifications that wait to be handed over.")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SCANNED = 1_000
 """Acts that one page looks at."""
+SCANNED_OF_ONE = 200
+"""Acts that are looked at to find one: it is among the newest before its event, but for what was done meanwhile."""
 GROUPS = 200
 """Groups of which it is looked whether their posts may be seen."""
 NAMED = 3
@@ -86,93 +88,70 @@ class Group:
 class Page:
     """A page in the making."""
 
-    request: pb.ListNotificationsRequest
-    place: Place
+    user_id: int
+    """Whose."""
     relation: Relation
-    mark: int = 0
+    place: Place
+    scanned: int = SCANNED
+    """Acts that it looks at."""
     groups: list[Group] = field(default_factory=list)
     next_below: int = 0
     """Below which further acts may be; 0 for none."""
     posts: Mapping[int, post_pb2.Post] = field(default_factory=dict)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that says how many are unread."""
-        return not self.request.cursor
+    """Those of the groups that may be seen, by id."""
 
     def seen(self) -> list[Group]:
         """The groups that may be seen, newest first."""
         return [each for each in self.groups if not each.newest.post_id or each.newest.post_id in self.posts]
 
 
-@dataclass(frozen=True)
-class Notifications:
-    """Everybody's notifications."""
+class Wanted(NamedTuple):
+    """One act, that somebody is to be told of."""
 
-    pool: Pool
+    event_id: int
+    """Of the event that told of it: a later id than its own."""
+    user_id: int
+    """Whom it concerns."""
+    kind: Kind.ValueType
+    post_id: int
+    """0 for a follow."""
+    actor_id: int
+
+
+class Told(NamedTuple):
+    """What there is to tell of an act."""
+
+    actor: str
+    """A username."""
+    content: str
+    """Of the post; "" where there is none."""
+
+
+@dataclass(frozen=True)
+class Concerns:
+    """What others did, read from the services that know it."""
+
     relations: Relations
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
-    cursors: Cursors
 
-    async def pages(
-        self, requests: Sequence[pb.ListNotificationsRequest]
-    ) -> list[pb.ListNotificationsResponse | errors.Error]:
-        """A page for each, or why there is none: InvalidArgument (INVALID_CURSOR), NotFound (USER_NOT_FOUND).
-
-        Raises Unavailable.
-        """
-        results: dict[int, pb.ListNotificationsResponse | errors.Error] = {}
-        places: dict[int, Place] = {}
-        for at, request in enumerate(requests):
-            try:
-                if wrong := validation.violations(request):
-                    raise errors.InvalidArgument(*wrong)
-                places[at] = self._open(request)
-            except errors.InvalidArgument as error:
-                results[at] = error
-        relations, _ = await self.relations.of(list({requests[at].user_id for at in places}))
-        pages: dict[int, Page] = {}
-        for at, place in places.items():
-            if (relation := relations.get(requests[at].user_id)) is not None:
-                pages[at] = Page(requests[at], place, relation)
-            else:
-                results[at] = not_found(requests[at].user_id)
-        if pages:
-            await self._read(list(pages.values()))
-            results |= zip(pages, await self._answers(list(pages.values())), strict=True)
-        return [results[at] for at in range(len(requests))]
-
-    async def read(self, request: pb.ReadNotificationsRequest) -> pb.ReadNotificationsResponse:
-        """Notes what somebody has read. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-        relations, _ = await self.relations.of([request.user_id])
-        if request.user_id not in relations:
-            raise not_found(request.user_id)
-        await store.mark_read(self.pool, request.user_id, request.notification_id)
-        [page] = await self.pages([pb.ListNotificationsRequest(user_id=request.user_id, limit=1)])
-        if isinstance(page, errors.Error):
-            raise page
-        return pb.ReadNotificationsResponse(unread=page.unread)
-
-    async def _read(self, pages: Sequence[Page]) -> None:
-        """Fills in groups, posts and marks."""
+    async def read(self, pages: Sequence[Page]) -> None:
+        """Fills in groups and the posts that may be seen. Raises Unavailable."""
         acts = post_pb2.BatchListActsRequest()
         follows = graph_pb2.BatchListFollowActsRequest()
         for page in pages:
-            acts.items.add(user_id=page.request.user_id, before_id=page.place.below, limit=SCANNED)
-            follows.items.add(user_id=page.request.user_id, before_id=page.place.below, limit=SCANNED)
-        of_posts, of_people, marks = await asyncio.gather(
-            self.post.BatchListActs(acts),
-            self.graph.BatchListFollowActs(follows),
-            store.read_marks(self.pool, [page.request.user_id for page in pages]),
+            acts.items.add(user_id=page.user_id, before_id=page.place.below, limit=page.scanned)
+            follows.items.add(user_id=page.user_id, before_id=page.place.below, limit=page.scanned)
+        of_posts, of_people = await asyncio.gather(
+            self.post.BatchListActs(acts), self.graph.BatchListFollowActs(follows)
         )
         for page, did, followed in zip(pages, of_posts.items, of_people.items, strict=True):
-            page.mark = marks.get(page.request.user_id, 0)
             found, page.next_below = merged(
+                page.scanned,
                 [Act(act.act_id, OF_ACTS[act.kind], act.user_id, act.post_id, act.comment_id) for act in did.acts],
                 [Act(act.act_id, kind_of(act), act.user_id, 0, 0) for act in followed.acts],
             )
-            hidden = {*page.relation.blocked.tolist(), *page.relation.muted.tolist(), page.request.user_id}
+            hidden = {*page.relation.blocked.tolist(), *page.relation.muted.tolist(), page.user_id}
             groups = grouped(act for act in found if act.user_id not in hidden)
             before = (page.place.before, page.place.kind)
             page.groups = [group for group in groups if group.newest[:2] < before][: GROUPS + 1]
@@ -191,25 +170,105 @@ class Notifications:
                 room -= len(together[-1][1])
             request = post_pb2.BatchGetPostsRequest()
             for page, post_ids in together:
-                request.items.add(
-                    viewer_id=page.request.user_id, post_ids=post_ids, relations_version=page.relation.version
-                )
+                request.items.add(viewer_id=page.user_id, post_ids=post_ids, relations_version=page.relation.version)
             if room == MAX_BATCH_POSTS:
                 continue
             answer = await self.post.BatchGetPosts(request)
             for (page, _), item in zip(together, answer.items, strict=True):
                 page.posts = {post.post_id: post for post in item.page.posts}
 
-    async def _answers(self, pages: Sequence[Page]) -> list[pb.ListNotificationsResponse]:
-        chosen = [page.seen()[: most_posts(page.request)] for page in pages]
-        wanted = {user_id for groups in chosen for group in groups for user_id in list(group.actors)[:NAMED]}
-        names: dict[int, str] = {}
-        if wanted:
-            users = await self.graph.BatchGetUsers(graph_pb2.BatchGetUsersRequest(user_ids=wanted))
-            names = {user.user_id: user.username for user in users.users}
-        return [self._answer(page, groups, names) for page, groups in zip(pages, chosen, strict=True)]
+    async def names(self, user_ids: set[int]) -> dict[int, str]:
+        """The usernames of those people that exist. Raises Unavailable."""
+        if not user_ids:
+            return {}
+        users = await self.graph.BatchGetUsers(graph_pb2.BatchGetUsersRequest(user_ids=user_ids))
+        return {user.user_id: user.username for user in users.users}
 
-    def _answer(self, page: Page, groups: Sequence[Group], names: Mapping[int, str]) -> pb.ListNotificationsResponse:
+    async def of(self, wanted: Sequence[Wanted]) -> list[Told | None]:
+        """What is to be told of acts, one for one; None of what was taken back or may not be seen. At most 64.
+
+        Raises Unavailable.
+        """
+        relations, _ = await self.relations.of(list({each.user_id for each in wanted}))
+        pages = {
+            each: Page(each.user_id, relations[each.user_id], Place(each.event_id), SCANNED_OF_ONE)
+            for each in wanted
+            if each.user_id in relations
+        }
+        if pages:
+            await self.read(list(pages.values()))
+        names = await self.names({each.actor_id for each in wanted})
+        return [
+            told(pages[each], each, names[each.actor_id]) if each in pages and each.actor_id in names else None
+            for each in wanted
+        ]
+
+
+@dataclass(frozen=True)
+class Notifications:
+    """Everybody's notifications."""
+
+    concerns: Concerns
+    pool: Pool
+    cursors: Cursors
+
+    async def pages(
+        self, requests: Sequence[pb.ListNotificationsRequest]
+    ) -> list[pb.ListNotificationsResponse | errors.Error]:
+        """A page for each, or why there is none: InvalidArgument (INVALID_CURSOR), NotFound (USER_NOT_FOUND).
+
+        Raises Unavailable.
+        """
+        results: dict[int, pb.ListNotificationsResponse | errors.Error] = {}
+        places: dict[int, Place] = {}
+        for at, request in enumerate(requests):
+            try:
+                if wrong := validation.violations(request):
+                    raise errors.InvalidArgument(*wrong)
+                places[at] = self._open(request)
+            except errors.InvalidArgument as error:
+                results[at] = error
+        relations, _ = await self.concerns.relations.of(list({requests[at].user_id for at in places}))
+        pages: dict[int, Page] = {}
+        for at, place in places.items():
+            user_id = requests[at].user_id
+            if (relation := relations.get(user_id)) is not None:
+                pages[at] = Page(user_id, relation, place)
+            else:
+                results[at] = not_found(user_id)
+        if not pages:
+            return [results[at] for at in range(len(requests))]
+        _, marks = await asyncio.gather(
+            self.concerns.read(list(pages.values())),
+            store.read_marks(self.pool, [page.user_id for page in pages.values()]),
+        )
+        chosen = {at: page.seen()[: most_posts(requests[at])] for at, page in pages.items()}
+        names = await self.concerns.names(
+            {user_id for groups in chosen.values() for group in groups for user_id in list(group.actors)[:NAMED]}
+        )
+        for at, page in pages.items():
+            results[at] = self._answer(requests[at], page, chosen[at], names, marks.get(page.user_id, 0))
+        return [results[at] for at in range(len(requests))]
+
+    async def read(self, request: pb.ReadNotificationsRequest) -> pb.ReadNotificationsResponse:
+        """Notes what somebody has read. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+        relations, _ = await self.concerns.relations.of([request.user_id])
+        if request.user_id not in relations:
+            raise not_found(request.user_id)
+        await store.mark_read(self.pool, request.user_id, request.notification_id)
+        [page] = await self.pages([pb.ListNotificationsRequest(user_id=request.user_id, limit=1)])
+        if isinstance(page, errors.Error):
+            raise page
+        return pb.ReadNotificationsResponse(unread=page.unread)
+
+    def _answer(
+        self,
+        request: pb.ListNotificationsRequest,
+        page: Page,
+        groups: Sequence[Group],
+        names: Mapping[int, str],
+        mark: int,
+    ) -> pb.ListNotificationsResponse:
         response = pb.ListNotificationsResponse()
         for group in groups:
             actors = [
@@ -226,24 +285,24 @@ class Notifications:
                 created_at=ids.timestamp(newest.act_id),
                 actors=actors,
                 actor_count=len(group.actors),
-                unread=newest.act_id > page.mark,
+                unread=newest.act_id > mark,
             )
             if newest.post_id:
                 note.post.CopyFrom(page.posts[newest.post_id])
             if newest.comment_id:
                 note.comment_id = newest.comment_id
         seen = page.seen()
-        if page.is_first:
-            response.unread = sum(group.newest.act_id > page.mark for group in seen[:GROUPS])
-        newest_id = page.groups[0].newest.act_id if page.groups else 0
-        below = min(page.place.below, newest_id + 1) if page.is_first and newest_id else page.place.below
-        looked = page.groups[:GROUPS]
+        below = page.place.below
+        if not request.cursor:
+            response.unread = sum(group.newest.act_id > mark for group in seen[:GROUPS])
+            # What comes after this page was made is not on the next.
+            below = page.groups[0].newest.act_id + 1 if page.groups else below
         if len(groups) < len(seen):
-            response.next_cursor = self._seal(page, Place(below, *groups[-1].newest[:2]))
+            response.next_cursor = self._seal(request, Place(below, *groups[-1].newest[:2]))
         elif len(page.groups) > GROUPS:
-            response.next_cursor = self._seal(page, Place(below, *looked[-1].newest[:2]))
+            response.next_cursor = self._seal(request, Place(below, *page.groups[GROUPS - 1].newest[:2]))
         elif page.next_below:
-            response.next_cursor = self._seal(page, Place(page.next_below))
+            response.next_cursor = self._seal(request, Place(page.next_below))
         return response
 
     def _open(self, request: pb.ListNotificationsRequest) -> Place:
@@ -252,19 +311,28 @@ class Notifications:
         payload = self.cursors.open(scope(request), request.cursor)
         return Place(*(int.from_bytes(payload[at : at + ID_BYTES], "big") for at in range(0, len(payload), ID_BYTES)))
 
-    def _seal(self, page: Page, place: Place) -> str:
-        return self.cursors.seal(scope(page.request), b"".join(each.to_bytes(ID_BYTES, "big") for each in place))
+    def _seal(self, request: pb.ListNotificationsRequest, place: Place) -> str:
+        return self.cursors.seal(scope(request), b"".join(each.to_bytes(ID_BYTES, "big") for each in place))
 
 
-def merged(*sources: Sequence[Act]) -> tuple[list[Act], int]:
-    """The newest acts of sources, each newest first, and the id below which there may be more; 0 where there are none.
+def told(page: Page, wanted: Wanted, actor: str) -> Told | None:
+    """What a person's page tells of one act."""
+    for group in page.seen():
+        act = group.newest
+        if (act.kind, act.post_id) == (wanted.kind, wanted.post_id) and wanted.actor_id in group.actors:
+            return Told(actor, page.posts[act.post_id].content if act.post_id else "")
+    return None
+
+
+def merged(asked: int, *sources: Sequence[Act]) -> tuple[list[Act], int]:
+    """At least the newest `asked` acts of sources, each newest first; and the id below which there may be more, or 0.
 
     Of a source that gave as many as were asked for it is not known what comes below its last.
     """
-    reached = max((source[-1].act_id for source in sources if len(source) >= SCANNED), default=0)
+    reached = max((source[-1].act_id for source in sources if len(source) >= asked), default=0)
     acts = sorted((act for source in sources for act in source if act.act_id >= reached), reverse=True)
-    if len(acts) > SCANNED:
-        reached = acts[SCANNED - 1].act_id
+    if len(acts) > asked:
+        reached = acts[asked - 1].act_id
         acts = [act for act in acts if act.act_id >= reached]
     return acts, reached
 

@@ -220,3 +220,96 @@ async def forget_mark(connection: Connection, user_id: int) -> None:
 async def has_mark(pool: Pool, user_id: int) -> bool:
     """Whether it is known what somebody has read."""
     return user_id in await read_marks(pool, [user_id])
+
+
+# What is to be handed to the webhook.
+
+
+class Delivery(NamedTuple):
+    """A notification that is to be handed over."""
+
+    event_id: int
+    user_id: int
+    kind: int
+    post_id: int
+    actor_id: int
+    tries: int
+
+
+async def note_deliveries(pool: Pool, acts: Sequence[tuple[int, int, int, int, int]]) -> None:
+    """Notes what is to be handed over: event, person, kind, post and actor; none of it twice while it is noted."""
+    columns = [list(column) for column in zip(*acts, strict=True)]
+    async with pool.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO webhook_deliveries (event_id, user_id, kind, post_id, actor_id)
+            SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[])
+            ON CONFLICT DO NOTHING""",
+            columns,
+        )
+
+
+async def take_deliveries(pool: Pool, limit: int, lease_s: float) -> list[Delivery]:
+    """What is due, the longest first. Nobody else gets it within the lease; after that it is due again."""
+    rows = await fetch(
+        pool,
+        """
+        UPDATE webhook_deliveries SET due_at = now() + %(lease)s * interval '1 second'
+        WHERE (event_id, user_id, kind) IN (
+            SELECT event_id, user_id, kind FROM webhook_deliveries WHERE due_at <= now()
+            ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        RETURNING event_id, user_id, kind, post_id, actor_id, tries""",
+        {"limit": limit, "lease": lease_s},
+    )
+    return [Delivery(*row) for row in rows]
+
+
+async def end_delivery(pool: Pool, delivery: Delivery) -> None:
+    """Forgets what was handed over, or is not to be any more."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            "DELETE FROM webhook_deliveries WHERE event_id = %s AND user_id = %s AND kind = %s", delivery[:3]
+        )
+
+
+async def put_off_delivery(pool: Pool, delivery: Delivery, seconds: float, *, tried: bool) -> None:
+    """Makes a delivery due later, as one that failed once more where it was tried."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            """
+            UPDATE webhook_deliveries SET tries = tries + %s, due_at = now() + %s * interval '1 second'
+            WHERE event_id = %s AND user_id = %s AND kind = %s""",
+            (int(tried), seconds, *delivery[:3]),
+        )
+
+
+async def prune_deliveries(pool: Pool, most: int) -> int:
+    """Forgets the oldest deliveries above a number; how many."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            DELETE FROM webhook_deliveries WHERE noted_at <= (
+                SELECT noted_at FROM webhook_deliveries ORDER BY noted_at DESC OFFSET %s LIMIT 1)""",
+            (most,),
+        )
+        return cursor.rowcount
+
+
+async def count_deliveries(pool: Pool) -> int:
+    """How many deliveries wait."""
+    return int((await fetch(pool, "SELECT count(*) FROM webhook_deliveries"))[0][0])
+
+
+async def deliveries_of(pool: Pool, user_id: int) -> int:
+    """How many deliveries name somebody."""
+    rows = await fetch(
+        pool,
+        "SELECT count(*) FROM webhook_deliveries WHERE %(user)s IN (user_id, actor_id)",
+        {"user": user_id},
+    )
+    return int(rows[0][0])
+
+
+async def forget_deliveries(connection: Connection, user_id: int) -> None:
+    """Forgets what was to be handed over to somebody, or of them."""
+    await connection.execute("DELETE FROM webhook_deliveries WHERE %(user)s IN (user_id, actor_id)", {"user": user_id})

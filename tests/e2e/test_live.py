@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
@@ -286,6 +288,32 @@ async def test_notifications_come_live_and_are_read(fragile: Mesh) -> None:
     assert (mention["kind"], mention["actors"][0]["user_id"], mention["unread"]) == ("mentioned", eve, True)
     for query, status in (("99", 404), ("x", 400), (f"{ann}&limit=0", 400), (f"{ann}&cursor=AAAA", 400)):
         assert (await fragile.http.get(f"/notifications?user_id={query}")).status_code == status
+
+
+async def test_with_a_webhook_notifications_are_handed_over(tmp_path: Path) -> None:
+    got: asyncio.Queue[Json] = asyncio.Queue()
+
+    async def take(request: web.Request) -> web.Response:
+        got.put_nowait(await request.json())
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hook", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    told = {
+        "FEEDMESH_WEBHOOK_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/hook",
+        "FEEDMESH_WEBHOOK_SECRET": "a secret of at least so many characters",
+    }
+    with meshes.running(tmp_path, **told) as mesh:
+        ann, bob = await mesh.user("ann"), await mesh.user("bob")
+        await mesh.post("/follow", {"follower_id": bob, "following_id": ann})
+        async with asyncio.timeout(30):
+            said = await got.get()
+        assert (said["kind"], said["user_id"], said["actor"]) == ("followed", ann, {"user_id": bob, "username": "bob"})
+        await mesh.http.aclose()
+    await runner.cleanup()
 
 
 async def flood(writing: asyncio.StreamWriter) -> None:

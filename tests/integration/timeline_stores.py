@@ -18,7 +18,7 @@ from services.timeline.epoch import Guard
 from services.timeline.feed import Parts, get_feeds
 from services.timeline.modes import Modes, Transitions
 from services.timeline.news import News
-from services.timeline.notifications import Notifications
+from services.timeline.notifications import Concerns, Notifications
 from services.timeline.servicer import TimelineServicer
 from services.timeline.skeleton import Sources
 from services.timeline.timelines import Timelines
@@ -83,7 +83,8 @@ def watches(parts: Parts) -> Watches:
 
 def notifications(parts: Parts) -> Notifications:
     """The notifications of a replica. It has the graph that its relations are of."""
-    return Notifications(parts.sources.modes.pool, parts.relations, parts.relations.graph, parts.post, parts.cursors)
+    concerns = Concerns(parts.relations, parts.relations.graph, parts.post)
+    return Notifications(concerns, parts.sources.modes.pool, parts.cursors)
 
 
 def timeline_servicer(parts: Parts) -> TimelineServicer:

@@ -98,6 +98,13 @@ def test_settings_that_are_passed_on_are_checked_before_anything_starts() -> Non
     assert [line.partition(":")[0] for line in caught.value.lines] == sorted(given)
 
 
+def test_a_webhook_needs_a_secret() -> None:
+    (line,) = faults(FEEDMESH_WEBHOOK_URL="https://push.example/hook")
+    assert line.startswith("FEEDMESH_WEBHOOK_SECRET is needed")
+    (line,) = faults(FEEDMESH_WEBHOOK_URL="push.example", FEEDMESH_WEBHOOK_SECRET="x" * 32)
+    assert line.startswith("FEEDMESH_WEBHOOK_URL")
+
+
 def test_a_database_name_that_postgres_would_cut_short_is_refused() -> None:
     longest = max(len(database.name) for database in FEEDMESH.databases)
     settings.read({"FEEDMESH_POSTGRES_DSN": f"dbname={'x' * (62 - longest)}"}, FEEDMESH)
@@ -116,7 +123,9 @@ def test_a_child_gets_exactly_its_own() -> None:
     told = {
         process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secret="secret")
         for process in FEEDMESH.processes
+        if chosen.count(process)
     }
+    assert "timeline-webhook" not in told
     common = {"FEEDMESH_LOG_LEVEL": "debug", "FEEDMESH_METRICS_ADDRESS": "127.0.0.1:20"}
     assert told["graph"] == common | {
         "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:10",
@@ -163,6 +172,10 @@ def test_replicas_are_of_a_process_and_have_room_for_their_ports() -> None:
 def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> None:
     counts = {process.name: number % 3 + 1 for number, process in enumerate(FEEDMESH.processes)}
     given = {process.replicas_setting: str(counts[process.name]) for process in FEEDMESH.processes}
+    chosen = settings.read(given, FEEDMESH)
+    # Nothing runs without what it needs.
+    assert chosen.count(next(each for each in FEEDMESH.processes if each.needs)) == 0
+    given |= {"FEEDMESH_WEBHOOK_URL": "https://push.example/hook", "FEEDMESH_WEBHOOK_SECRET": "x" * 32}
     chosen = settings.read(given, FEEDMESH)
     assert {process.name: chosen.count(process) for process in FEEDMESH.processes} == counts
     at = settings.allocate(FEEDMESH, chosen)
