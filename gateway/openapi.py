@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import metadata, resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -20,7 +20,7 @@ from feedmesh.error.v1 import error_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
 from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
-from gateway.live import MEDIA_TYPE, PATH
+from gateway.live import MEDIA_TYPE, PATH, SOCKET
 from gateway.routes import CONTRACTS, LINES, Route
 from gateway.transcode import INTEGERS
 
@@ -34,6 +34,38 @@ SERVED: Mapping[str, tuple[str, Schema]] = {
     "/readyz": (
         "Every part serves, or which does not",
         {"ready": {"type": "boolean"}, "parts": {"type": "object", "additionalProperties": {"type": "string"}}},
+    ),
+}
+
+
+class Live(NamedTuple):
+    """A route of live updates, which no RPC stands behind."""
+
+    request: Descriptor
+    token: tuple[str, str]
+    """What carries the token: a name, and where it stands."""
+    status: str
+    answer: str
+    content: Schema
+    said: str = ""
+    """The message, if any, that clients say."""
+
+
+LIVE: Mapping[str, Live] = {
+    PATH: Live(
+        timeline_pb2.LiveEventsRequest.DESCRIPTOR,
+        ("Last-Event-ID", "header"),
+        "200",
+        "Events, for as long as the client stays and this gateway lives.",
+        {"content": {MEDIA_TYPE.decode(): {"schema": {"type": "string"}}}},
+    ),
+    SOCKET: Live(
+        timeline_pb2.LiveRequest.DESCRIPTOR,
+        ("token", "query"),
+        "101",
+        "The connection is a WebSocket from now on.",
+        {},
+        timeline_pb2.LiveScreen.DESCRIPTOR.full_name,
     ),
 }
 EACH_A_LINE = (
@@ -86,7 +118,8 @@ def document(routes: Iterable[Route]) -> bytes:
     paths: dict[str, Schema] = {}
     for route in sorted(routes, key=lambda route: route.template):
         paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas)
-    paths[PATH] = {"get": live(schemas)}
+    for path, rpc in LIVE.items():
+        paths[path] = {"get": live(rpc, schemas)}
     for path, (summary, properties) in SERVED.items():
         paths[path] = {"get": served(path, summary, properties)}
     return orjson.dumps(
@@ -207,15 +240,14 @@ def failures(reasons: Collection[str]) -> Schema:
     }
 
 
-def live(schemas: Schemas) -> Schema:
-    """The route of live updates, which no RPC stands behind either."""
-    request = timeline_pb2.LiveEventsRequest.DESCRIPTOR
-    user_id, last_event_id = request.fields
+def live(rpc: Live, schemas: Schemas) -> Schema:
+    """The operation of a route of live updates."""
+    user_id, token = rpc.request.fields
     return {
-        "operationId": "LiveEvents",
+        "operationId": rpc.request.name.removesuffix("Request"),
         "tags": ["timeline"],
         "summary": "Tells what comes into a person's home feed as it comes",
-        "description": comment(request.full_name),
+        "description": comment(rpc.request.full_name),
         "parameters": [
             {
                 "name": name,
@@ -224,13 +256,10 @@ def live(schemas: Schemas) -> Schema:
                 "description": comment(field.full_name),
                 "schema": field_schema(field, schemas, sent=False),
             }
-            for field, name, place in ((user_id, "user_id", "query"), (last_event_id, "Last-Event-ID", "header"))
+            for field, name, place in ((user_id, "user_id", "query"), (token, *rpc.token))
         ],
         "responses": {
-            "200": {
-                "description": "Events, for as long as the client stays and this gateway lives.",
-                "content": {MEDIA_TYPE.decode(): {"schema": {"type": "string"}}},
-            },
+            rpc.status: {"description": f"{rpc.answer} {comment(rpc.said)}".strip(), **rpc.content},
             **failures({"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "UNAVAILABLE", "INTERNAL"}),
         },
     }
