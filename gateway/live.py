@@ -208,6 +208,11 @@ class Subscriber:
         if self.begun:
             self.token = token
 
+    @property
+    def has_taken_all(self) -> bool:
+        """Whether no event waits."""
+        return not self._waiting
+
     def wake(self) -> None:
         """Ends a wait for events."""
         self._ready.set()
@@ -412,7 +417,7 @@ class Hub:
             await asyncio.sleep(1)
             for subscriber in self._subscribers.values():
                 subscriber.idle_turns += 1
-                if subscriber.idle_turns >= PING_S and subscriber.greeted:
+                if subscriber.idle_turns >= PING_S and subscriber.greeted and subscriber.has_taken_all:
                     subscriber.put("here", b"")
 
     async def first(self, events: AsyncGenerator[Event, None]) -> Event:

@@ -58,7 +58,7 @@ async def serve(settings: TimelineSettings, running: process.Process) -> None:
             )
             news = News(probe, parts.own)
             watches = Watches(news, parts.relations, probe)
-            notifications = Notifications(Concerns(parts.relations, graph, post), pool, cursors)
+            notifications = Notifications(Concerns(parts.relations, graph, post), pool, cursors, probe)
             servicer = TimelineServicer(parts, watches, notifications)
             await asyncio.gather(
                 running.every(LOOK_S, "look_at_redis", guard.look),

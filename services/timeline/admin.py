@@ -305,11 +305,16 @@ def described(letter: Letter, now_s: int) -> dict[str, Any]:
         "id": letter.address,
         "event_id": event.event_id or None,
         "fact": fact,
-        "of": {each.name: getattr(told, each.name) for each in told.DESCRIPTOR.fields} if told else {},
+        "of": {each.name: plain(getattr(told, each.name)) for each in told.DESCRIPTOR.fields} if told else {},
         "tries": int(letter.fields.get(b"tries", b"0")),
         "error": letter.fields.get(b"error", b"").decode(errors="replace"),
         "age_s": max(0, now_s - streams.entry_id(letter.entry)[0] // 1000),
     }
+
+
+def plain(value: Any) -> Any:
+    """A field's value as JSON takes it."""
+    return value if isinstance(value, (int, str)) else list(value)
 
 
 def letter_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
@@ -37,6 +41,8 @@ GROUPS = 200
 NAMED = 3
 """Actors of one notification who are named."""
 NEWEST = ids.MAX_ID + 1
+READ_KEY, READ_KEPT = "feedmesh:read", 10_000
+"""A stream of who read their notifications, and how long it is about: what is missed is told with the next change."""
 ID_BYTES = 7
 
 Kind = pb.NotificationKind
@@ -211,6 +217,8 @@ class Notifications:
     concerns: Concerns
     pool: Pool
     cursors: Cursors
+    stores: Redis
+    """Where all replicas are told of what was read."""
 
     async def pages(
         self, requests: Sequence[pb.ListNotificationsRequest]
@@ -256,6 +264,8 @@ class Notifications:
         if request.user_id not in relations:
             raise not_found(request.user_id)
         await store.mark_read(self.pool, request.user_id, request.notification_id)
+        with suppress(RedisError, OSError):  # others who watch are told with the next change
+            await self.stores.xadd(READ_KEY, {"user": request.user_id}, maxlen=READ_KEPT)
         [page] = await self.pages([pb.ListNotificationsRequest(user_id=request.user_id, limit=1)])
         if isinstance(page, errors.Error):
             raise page

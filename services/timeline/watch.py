@@ -17,7 +17,9 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -30,6 +32,7 @@ from runtime.tokens import Numbers
 from services.timeline import metrics
 from services.timeline.facts import changed_by, concerned_by, hidden_by, parted_by
 from services.timeline.news import Item, News
+from services.timeline.notifications import READ_KEY
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ COUNTS_S = 0.5
 HIDDEN_S = 0.3
 """After how long an account that became private is so for the post service too: it knows people for a quarter of a
 second."""
+MAX_MARKS = 1_000
+"""People who read their notifications, that are heard of at once."""
 MAX_CHANGED = 2_000
 """Posts that are told at once to have changed."""
 HERE_S = 1.0
@@ -130,10 +135,10 @@ class Stream:
 class Watches:
     """All watchers of this replica."""
 
-    def __init__(self, news: News, relations: Relations, graph_events: Redis) -> None:
+    def __init__(self, news: News, relations: Relations, stores: Redis) -> None:
         self._news = news
         self._relations = relations
-        self._graph_events = graph_events
+        self._stores = stores
         self._position: tail.Position | None = None
         self._streams: set[Stream] = set()
         self._by_author: dict[int, set[Watcher]] = {}
@@ -144,6 +149,8 @@ class Watches:
         """Posts on screens that are to be told of, those that wait for longest first."""
         self._concerned: set[int] = set()
         """People who are to be told that their notifications may have changed."""
+        self._marks_after = ""
+        """Up to where it was heard who read their notifications."""
         self._hidden: dict[int, float] = {}
         """Authors of whom it is to be told that what may be seen of theirs has changed, and when."""
         self._count = 0
@@ -201,6 +208,7 @@ class Watches:
 
     async def tell_changes(self) -> bool:
         """Tells of what changed on screens, and whom something concerns. True when there is more."""
+        await self._hear_marks()
         concerned, self._concerned = self._concerned, set()
         self._notify(watcher for user_id in concerned for watcher in self._by_user.get(user_id, ()))
         for post_id in list(itertools.islice(self._changed, MAX_CHANGED)):
@@ -211,6 +219,20 @@ class Watches:
             for stream, numbers in by_stream.items():
                 stream.put(changed([post_id], numbers))
         return bool(self._changed)
+
+    async def _hear_marks(self) -> None:
+        """Notes who has read their notifications, at whichever replica."""
+        if not self._count:
+            self._marks_after = ""
+            return
+        with suppress(RedisError, OSError):
+            if not self._marks_after:
+                seconds, micros = await self._stores.time()
+                self._marks_after = f"{1000 * seconds + micros // 1000}-0"
+            entries: Any = await self._stores.xrange(READ_KEY, f"({self._marks_after}", count=MAX_MARKS)
+            for entry_id, said in entries or ():
+                self._marks_after = entry_id.decode()
+                self._concerned |= {int(said[b"user"])} & self._by_user.keys()
 
     def _notify(self, watchers: Iterable[Watcher]) -> None:
         by_stream: dict[Stream, list[int]] = {}
@@ -231,10 +253,13 @@ class Watches:
                 stream.put(changed_of(author_id, ()))
         try:
             if self._position is None:
-                self._position = await tail.begin(self._graph_events, GRAPH_TOPIC)
+                self._position = await tail.begin(self._stores, GRAPH_TOPIC)
+                # Whatever happened before is not heard.
                 await self._look_again(self._by_user)
+                self._changed |= dict.fromkeys(self._on_screen)
+                self._concerned |= self._by_user.keys()
                 return False
-            batch = await tail.read(self._graph_events, self._position)
+            batch = await tail.read(self._stores, self._position)
         except (tail.Gap, RedisError, OSError) as error:
             log.debug("changes of follows are missed: %r", error)
             self._position = None

@@ -22,7 +22,7 @@ from tests.e2e import mesh as meshes
 from tests.e2e.mesh import Mesh
 
 WRITERS = 6
-VICTIMS = tuple(process.argv[-1] for process in FEEDMESH.processes)
+VICTIMS = tuple(process.argv[-1] for process in FEEDMESH.processes if not process.needs)
 """Every process of the mesh, by its module."""
 
 

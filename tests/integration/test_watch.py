@@ -613,6 +613,17 @@ async def test_who_takes_too_little_is_told_of_a_gap(edge: Edge, monkeypatch: py
     assert await edge.take(slow) == [("post_added", post_id)]
 
 
+async def test_a_ping_takes_nothing_from_who_takes_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_WAITING", 3)
+    monkeypatch.setattr(live, "PING_S", 1)
+    slow = await edge.subscribe(ANN)
+    assert await edge.take(slow) == []
+    posts = [await edge.scene.write(BOB) for _ in range(3)]
+    await edge.told(slow)
+    await asyncio.sleep(2.5)
+    assert sorted(await edge.take(slow)) == [("post_added", post_id) for post_id in posts]
+
+
 async def test_one_person_has_so_many_connections_at_the_most(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_OF_USER", 2)
     monkeypatch.setattr(live, "MAX_SUBSCRIBERS", 3)
@@ -737,6 +748,24 @@ async def test_what_may_not_be_seen_any_more_goes_from_screens(edge: Edge, how: 
         assert other.screen
 
 
+async def test_what_was_not_heard_is_looked_at_once_hearing_goes_on(edge: Edge) -> None:
+    world, (ann, bob, _) = edge.scene.world, edge.scene.people
+    post_id = await edge.scene.write(BOB)
+    subscriber = await edge.subscribe(ANN)
+    assert len(await edge.shows(subscriber, post_id)) == 1
+    await world.block(bob, ann)
+    await world.deliver()
+    # As after a gap: where it goes on, the block is past.
+    edge.replica.watches._position = None
+    found: list[tuple[str, int]] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not found:
+            await edge.replica.look()
+            await edge.replica.watches.tell_changes()
+            found = await edge.take(subscriber)
+    assert found == [("post_removed", post_id)]
+
+
 async def test_after_a_stream_broke_what_changed_meanwhile_is_told(edge: Edge) -> None:
     world, (_, _, eve) = edge.scene.world, edge.scene.people
     posts = [await edge.scene.write(BOB) for _ in range(3)]
@@ -839,5 +868,12 @@ async def test_a_client_is_told_of_notifications_when_it_comes_and_when_they_cha
     assert await notes(second) == [(2, "liked", [ann, eve])]
     await world.block(bob, ann)
     assert await notes(second) == [(1, "liked", [eve])]
+    # Who reads them elsewhere has read them here.
+    other = notifications(edge.scene.world.replicas[1])
+    [page] = await other.pages([pb.ListNotificationsRequest(user_id=bob)])
+    assert isinstance(page, pb.ListNotificationsResponse)
+    newest = page.notifications[0].notification_id
+    await other.read(pb.ReadNotificationsRequest(user_id=bob, notification_id=newest))
+    assert await notes(second) == [(0, "liked", [eve])]
     # Who has none is told nothing.
     assert await notes(await edge.subscribe(EVE)) == []

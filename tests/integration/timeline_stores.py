@@ -84,7 +84,7 @@ def watches(parts: Parts) -> Watches:
 def notifications(parts: Parts) -> Notifications:
     """The notifications of a replica. It has the graph that its relations are of."""
     concerns = Concerns(parts.relations, parts.relations.graph, parts.post)
-    return Notifications(concerns, parts.sources.modes.pool, parts.cursors)
+    return Notifications(concerns, parts.sources.modes.pool, parts.cursors, parts.sources.timelines.client)
 
 
 def timeline_servicer(parts: Parts) -> TimelineServicer:
