@@ -20,7 +20,8 @@ from launch.processes import FEEDMESH
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import Json, Mesh
 
-TWO = {process.replicas_setting: "2" for process in FEEDMESH.processes}
+RUN = [process for process in FEEDMESH.processes if not process.needs]
+TWO = {process.replicas_setting: "2" for process in RUN}
 ROUNDS = 12
 WRITERS = 4
 
@@ -77,9 +78,9 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
 async def test_each_replica_shows_under_its_own_name(pair: Pair) -> None:
     said = pair.mesh.log.read_text()
     assert {module: len(pids) for module, pids in replicas(pair.mesh).items()} == {
-        process.argv[-1]: 2 for process in FEEDMESH.processes
+        process.argv[-1]: 2 for process in RUN
     }
-    for process in FEEDMESH.processes:
+    for process in RUN:
         assert f"/metrics  {process.name}-1\n" in said
         assert f"/metrics  {process.name}-2\n" in said
 

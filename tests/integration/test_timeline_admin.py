@@ -423,7 +423,14 @@ async def test_dead_letters_are_listed_retried_and_dropped(mesh: Operated) -> No
     assert {name: value for name, value in post.items() if name != "id"} == {
         "event_id": 5,
         "fact": "post_created",
-        "of": {"post_id": 77, "author_id": author, "original_id": 77, "shared_post_id": 0},
+        "of": {
+            "post_id": 77,
+            "author_id": author,
+            "original_id": 77,
+            "shared_post_id": 0,
+            "shared_author_id": 0,
+            "mentioned_ids": [],
+        },
         "tries": consumer.MAX_TRIES,
         "error": r"ValueError('this release\nis bad')",
     }

@@ -821,6 +821,8 @@ async def test_who_is_concerned_is_told_and_nobody_else(scene: Scene) -> None:
         await caller.nothing()
         return sorted(caller.notified)
 
+    # And once more when what happens in the graph begins to be heard.
+    assert await told() == [1, 2, 3, 4]
     await world.like(bob, post_id)
     assert await told() == []
     for _ in range(3):
