@@ -121,6 +121,10 @@ class Event(NamedTuple):
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.token, self.kind.encode(), self.data)
 
 
+UNKNOWN = 0
+"""The author of a post that was not looked at yet."""
+
+
 class Counts(NamedTuple):
     """Of a post on screen, what is told of it."""
 
@@ -133,7 +137,7 @@ class Counts(NamedTuple):
 class Seen:
     """A post on a client's screen, as the client was told of it last."""
 
-    author_id: int = 0
+    author_id: int = UNKNOWN
     counts: Counts | None = None
 
 
@@ -166,8 +170,8 @@ class Subscriber:
         """By post."""
         self.taken = token
         """Where the client goes on after what it has taken."""
-        self.told_unread = (0, 0)
-        """How many notifications were unread as it was told last, and the newest one."""
+        self.told_unread: tuple[int, int] | None = None if token else (0, 0)
+        """How many notifications were unread as it was told last, and the newest one; None where that is not known."""
         self._changed: dict[int, None] = {}
         """Posts on screen that are to be looked at."""
         self._note: dict[str, Any] | None = None
@@ -195,13 +199,13 @@ class Subscriber:
     def note(self, unread: int, newest: dict[str, Any] | None) -> None:
         """How many notifications are unread now, and the newest one. It is told where that is something else."""
         before, self.told_unread = self.told_unread, (unread, newest["notification_id"] if newest else 0)
-        if self.told_unread != before and (unread or any(before)):
+        if self.told_unread != before and (before is None or unread or any(before)):
             self._note = {"unread": unread, "notification": newest}
             self._ready.set()
 
     def look_at_all_of(self, author_id: int) -> None:
         """What this person wrote may be seen no more, or again."""
-        self.look_at([post_id for post_id, seen in self.screen.items() if seen.author_id == author_id])
+        self.look_at([post_id for post_id, seen in self.screen.items() if seen.author_id in (author_id, UNKNOWN)])
 
     def pass_on(self, token: bytes) -> None:
         """Nothing came up to this token."""
@@ -240,7 +244,9 @@ class Hub:
         stub: TimelineServiceAsyncStub = TimelineServiceStub(channel)
         self._watch: Any = stub.WatchFeed
         self._get_live = client.read_by(stub.BatchGetLivePosts, Live.FromString)
-        self._show = Coalescer("live_posts", self._show_many, max_weight=BATCH, weigh=weight)
+        self._show = Coalescer(
+            "live_posts", self._show_many, max_weight=BATCH, weigh=weight, max_waiting=MAX_SUBSCRIBERS
+        )
         self._concerned: dict[Subscriber, None] = {}
         """Whose notifications are to be looked at."""
         self._some_concerned = asyncio.Event()
@@ -252,7 +258,7 @@ class Hub:
         self._of_user: Counter[int] = Counter()
         self._changes: Changes = asyncio.Queue()
         self._seeing: dict[int, set[Subscriber]] = {}
-        """By author, who has something of theirs on screen."""
+        """By author, who has something of theirs on screen; and by UNKNOWN."""
         self._some = asyncio.Event()
         self._greeted_s = 0.0
         self._draining = False
@@ -278,8 +284,8 @@ class Hub:
             subscriber.gone = True
             self._end(subscriber)
             self._concerned.pop(subscriber, None)
-            for post_id in [*subscriber.screen]:
-                self._take_off_screen(subscriber, post_id)
+            before, subscriber.screen = subscriber.screen, {}
+            self._let_go(subscriber, {seen.author_id for seen in before.values()})
             self._of_user[subscriber.user_id] -= 1
             if not self._of_user[subscriber.user_id]:
                 del self._of_user[subscriber.user_id]
@@ -358,12 +364,33 @@ class Hub:
             yield request
 
     def put_on_screen(self, subscriber: Subscriber, post_ids: Sequence[int]) -> None:
-        """From now on these posts are on a client's screen: the mesh tells then to look at those that were not."""
+        """From now on these posts are on a client's screen. Those that were not are looked at.
+
+        And once more when the mesh knows of them, and says so: from then on it tells of changes.
+        """
         before = subscriber.screen
-        for post_id in before.keys() - set(post_ids):
-            self._unindex(subscriber, post_id)
         subscriber.screen = {post_id: before.get(post_id) or Seen() for post_id in post_ids}
+        if new := subscriber.screen.keys() - before.keys():
+            self._seeing.setdefault(UNKNOWN, set()).add(subscriber)
+            subscriber.look_at(new)
+        self._let_go(
+            subscriber, {seen.author_id for post_id, seen in before.items() if post_id not in subscriber.screen}
+        )
         self._changes.put_nowait(("screen", subscriber.number))
+
+    def _take_off_screen(self, subscriber: Subscriber, post_id: int) -> None:
+        if (seen := subscriber.screen.pop(post_id, None)) is not None:
+            self._let_go(subscriber, {seen.author_id})
+            self._changes.put_nowait(("screen", subscriber.number))
+
+    def _let_go(self, subscriber: Subscriber, author_ids: Iterable[int]) -> None:
+        """Forgets that a client sees these authors, unless others of theirs are on the screen."""
+        left = {seen.author_id for seen in subscriber.screen.values()}
+        for author_id in author_ids:
+            if author_id not in left and (its := self._seeing.get(author_id)) is not None:
+                its.discard(subscriber)
+                if not its:
+                    del self._seeing[author_id]
 
     def _heed(self, event: pb.WatchFeedResponse.Event) -> None:
         kind = event.WhichOneof("event")
@@ -402,7 +429,7 @@ class Hub:
     def _heed_change(self, changed: pb.WatchFeedResponse.Changed, numbers: Sequence[int]) -> None:
         author_id = changed.author_id
         if author_id and not numbers:
-            for one in self._seeing.get(author_id, ()):
+            for one in self._seeing.get(author_id, set()) | self._seeing.get(UNKNOWN, set()):
                 one.look_at_all_of(author_id)
         for number in numbers:
             subscriber = self._subscribers.get(number)
@@ -469,31 +496,16 @@ class Hub:
                     yield event_of("post_removed", token, post_id=post_id)
                     continue
                 author_id, counts = now
-                if not seen.author_id:
+                if seen.author_id != author_id:
                     seen.author_id = author_id
                     self._seeing.setdefault(author_id, set()).add(subscriber)
+                    self._let_go(subscriber, {UNKNOWN})
                 if counts != seen.counts:
                     seen.counts = counts
                     yield event_of("counts", token, post_id=post_id, **counts._asdict())
 
             if note is not None:
                 yield event_of("notification", token, **note)
-
-    def _take_off_screen(self, subscriber: Subscriber, post_id: int) -> None:
-        self._unindex(subscriber, post_id)
-        subscriber.screen.pop(post_id, None)
-
-    def _unindex(self, subscriber: Subscriber, post_id: int) -> None:
-        """Lets go of a post's author, unless others of theirs are on the screen."""
-        seen = subscriber.screen.get(post_id)
-        if seen is None or not seen.author_id:
-            return
-        author_id, seen.author_id = seen.author_id, 0
-        if all(each.author_id != author_id for each in subscriber.screen.values()):
-            its = self._seeing.get(author_id, set())
-            its.discard(subscriber)
-            if not its:
-                self._seeing.pop(author_id, None)
 
     async def _show_many(self, items: Sequence[Asked]) -> list[dict[Wanted, Any]]:
         """What each subscriber wants, as far as it is to be shown: JSON; of what is on screen, author and counts."""

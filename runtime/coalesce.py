@@ -43,7 +43,7 @@ one batch at a time, and left a core idle."""
 RPC_ITEMS = 64
 """Items of one RPC, unless its contract allows fewer."""
 MAX_WAITING = 4_096
-"""Items that wait for their batch at once; more are refused with Unavailable."""
+"""Items that wait for their batch at once, where nothing else is said; more are refused with Unavailable."""
 LATE_S = 0.002
 """How late a deadline may be noticed, so that many of them do not take a look at all members each."""
 
@@ -79,6 +79,7 @@ class Coalescer(Generic[I, R]):
         max_weight: int,
         in_flight: int = READS,
         weigh: Callable[[I], int] = one,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         """`send` gives a result or an error for each item, one for one; what it raises fails all of them.
 
@@ -89,6 +90,7 @@ class Coalescer(Generic[I, R]):
         self._send = send
         self._max_weight = max_weight
         self._in_flight = in_flight
+        self._max_waiting = max_waiting
         self._weigh = weigh
         self._waiting: deque[Member[I, R]] = deque()
         self._weight = 0
@@ -105,7 +107,7 @@ class Coalescer(Generic[I, R]):
 
     async def __call__(self, item: I) -> R:
         """The item's result. Raises its error, and Unavailable at the caller's deadline or if too many wait."""
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             self._refused.inc()
             raise errors.Unavailable("too many calls wait for their batch")
         member: Member[I, R] = Member(item, self._weigh(item))

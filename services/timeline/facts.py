@@ -34,6 +34,8 @@ def changed_by(event: event_pb2.Event) -> list[int]:
 def concerned_by(event: event_pb2.Event) -> set[int]:
     """Whose notifications an event may have changed."""
     fact = event.WhichOneof("fact")
+    if fact == "block_changed":
+        return {event.block_changed.user_id, event.block_changed.target_id}
     if fact is None or fact not in CONCERNS:
         return set()
     told, (whom, actor) = getattr(event, fact), CONCERNS[fact]

@@ -37,6 +37,8 @@ KEPT = 20_000
 """News in memory: 0.5 KB each."""
 SETTLED_S = 0.5
 """How old the knowledge of what fan-out has done may be."""
+DISORDER_MS = 60_000
+"""By how much a later one of the news may be older."""
 COUNTED = 1_000
 """Entries that fan-out may have before it of one partition until nothing is taken for done."""
 
@@ -145,7 +147,8 @@ class News:
 
     def by_authors(self, since: Mapping[int, int]) -> list[Item]:
         """What is known of authors' posts, of each above an id, oldest first."""
-        lowest = min(since.values(), default=ids.MAX_ID)
+        # Events of several partitions are not in the order of their ids.
+        lowest = min(since.values(), default=ids.MAX_ID) - (DISORDER_MS << ids.SEQUENCE_BITS)
         latest = itertools.takewhile(lambda item: item.event_id > lowest, reversed(self._items))
         return [item for item in latest if item.post_id > since.get(item.author_id, ids.MAX_ID)][::-1]
 
@@ -198,6 +201,7 @@ class News:
         for partition, number, event, is_again in batch.entries:
             if event.HasField("author_erased"):
                 gone_id = event.author_erased.user_id
+                self._known -= {item.event_id for item in self._items if item.author_id == gone_id}
                 self._items = deque(item for item in self._items if item.author_id != gone_id)
                 new = [item for item in new if item.author_id != gone_id]
             if event.event_id in self._known or (made := news_of(event)) is None:

@@ -108,14 +108,14 @@ class Page:
 
     def seen(self) -> list[Group]:
         """The groups that may be seen, newest first."""
-        return [each for each in self.groups if not each.newest.post_id or each.newest.post_id in self.posts]
+        return [each for each in self.groups[:GROUPS] if not each.newest.post_id or each.newest.post_id in self.posts]
 
 
 class Wanted(NamedTuple):
     """One act, that somebody is to be told of."""
 
     event_id: int
-    """Of the event that told of it: a later id than its own."""
+    """Of the event that told of it."""
     user_id: int
     """Whom it concerns."""
     kind: Kind.ValueType
@@ -140,6 +140,13 @@ class Concerns:
     relations: Relations
     graph: GraphServiceAsyncStub
     post: PostServiceAsyncStub
+
+    async def relations_of(self, user_ids: set[int]) -> dict[int, Relation]:
+        """The relations of those people that exist, as of now. Raises Unavailable."""
+        relations, kept = await self.relations.of(list(user_ids))
+        if kept:
+            raise errors.Unavailable("the graph cannot be reached")
+        return relations
 
     async def read(self, pages: Sequence[Page]) -> None:
         """Fills in groups and the posts that may be seen. Raises Unavailable."""
@@ -195,9 +202,9 @@ class Concerns:
 
         Raises Unavailable.
         """
-        relations, _ = await self.relations.of(list({each.user_id for each in wanted}))
+        relations = await self.relations_of({each.user_id for each in wanted})
         pages = {
-            each: Page(each.user_id, relations[each.user_id], Place(each.event_id), SCANNED_OF_ONE)
+            each: Page(each.user_id, relations[each.user_id], Place(after_ms(each.event_id)), SCANNED_OF_ONE)
             for each in wanted
             if each.user_id in relations
         }
@@ -236,7 +243,7 @@ class Notifications:
                 places[at] = self._open(request)
             except errors.InvalidArgument as error:
                 results[at] = error
-        relations, _ = await self.concerns.relations.of(list({requests[at].user_id for at in places}))
+        relations = await self.concerns.relations_of({requests[at].user_id for at in places})
         pages: dict[int, Page] = {}
         for at, place in places.items():
             user_id = requests[at].user_id
@@ -260,7 +267,7 @@ class Notifications:
 
     async def read(self, request: pb.ReadNotificationsRequest) -> pb.ReadNotificationsResponse:
         """Notes what somebody has read. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-        relations, _ = await self.concerns.relations.of([request.user_id])
+        relations = await self.concerns.relations_of({request.user_id})
         if request.user_id not in relations:
             raise not_found(request.user_id)
         await store.mark_read(self.pool, request.user_id, request.notification_id)
@@ -304,7 +311,7 @@ class Notifications:
         seen = page.seen()
         below = page.place.below
         if not request.cursor:
-            response.unread = sum(group.newest.act_id > mark for group in seen[:GROUPS])
+            response.unread = sum(group.newest.act_id > mark for group in seen)
             # What comes after this page was made is not on the next.
             below = page.groups[0].newest.act_id + 1 if page.groups else below
         if len(groups) < len(seen):
@@ -355,6 +362,11 @@ def grouped(acts: Iterable[Act]) -> list[Group]:
         group = found.setdefault(key, Group(act))
         group.actors.setdefault(act.user_id)
     return list(found.values())
+
+
+def after_ms(event_id: int) -> int:
+    """An id above all of the event's millisecond: within one, between act and event, the sequence may begin anew."""
+    return ((event_id >> ids.SEQUENCE_BITS) + 1) << ids.SEQUENCE_BITS
 
 
 def kind_of(act: graph_pb2.FollowAct) -> Kind.ValueType:

@@ -59,7 +59,10 @@ async def show_live(parts: Parts, request: pb.BatchGetLivePostsRequest) -> bytes
         for (post_id, author_id, original_id), item in zip(unpacked, request.items, strict=True)
     ]
     relations, kept = await parts.relations.of(list({each for item in request.items for each in item.user_ids}))
-    viewers = {user_id: Viewer(user_id, relation, kept) for user_id, relation in relations.items()}
+    if kept:
+        # Some may lack then, and what is not shown now is not told again. Who is told later misses nothing.
+        raise errors.Unavailable("the graph cannot be reached")
+    viewers = {user_id: Viewer(user_id, relation) for user_id, relation in relations.items()}
     wanted = [
         [at for at, user_id in enumerate(item.user_ids) if user_id in viewers and may_stand(viewers[user_id], row)]
         for row, item in zip(rows, request.items, strict=True)
@@ -139,7 +142,6 @@ async def seen_by_each(
                 viewer_id=viewer.user_id,
                 post_ids=[row.original_id for row in rows],
                 relations_version=viewer.relation.version,
-                relations_kept=viewer.kept,
                 sharers_up_to=None if rows[0].on_screen else max(row.post_id for row in rows),
             )
         answer = await parts.hydrate(request)

@@ -254,11 +254,13 @@ async def take_deliveries(pool: Pool, limit: int, lease_s: float) -> list[Delive
     rows = await fetch(
         pool,
         """
-        UPDATE webhook_deliveries SET due_at = now() + %(lease)s * interval '1 second'
-        WHERE (event_id, user_id, kind) IN (
+        WITH due AS MATERIALIZED (
             SELECT event_id, user_id, kind FROM webhook_deliveries WHERE due_at <= now()
-            ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-        RETURNING event_id, user_id, kind, post_id, actor_id, tries""",
+            ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        )
+        UPDATE webhook_deliveries d SET due_at = now() + %(lease)s * interval '1 second' FROM due
+        WHERE (d.event_id, d.user_id, d.kind) = (due.event_id, due.user_id, due.kind)
+        RETURNING d.event_id, d.user_id, d.kind, d.post_id, d.actor_id, d.tries""",
         {"limit": limit, "lease": lease_s},
     )
     return [Delivery(*row) for row in rows]

@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -62,7 +63,6 @@ MAX_UNREAD = 10_000
 TOLD, NAMED = 500, 50_000
 """Events of one message; and watchers whom they name, besides those of one event."""
 
-SlowError = errors.Unavailable("the caller reads too slowly")
 Event = pb.WatchFeedResponse.Event
 
 
@@ -103,7 +103,7 @@ class Stream:
             try:
                 self._unread.put_nowait(event)
             except asyncio.QueueFull:
-                self.end(SlowError)
+                self.end(errors.Unavailable("the caller reads too slowly"))
             if self._unread.qsize() > MAX_UNREAD // 2:
                 self.room.clear()
 
@@ -151,8 +151,10 @@ class Watches:
         """People who are to be told that their notifications may have changed."""
         self._marks_after = ""
         """Up to where it was heard who read their notifications."""
-        self._hidden: dict[int, float] = {}
-        """Authors of whom it is to be told that what may be seen of theirs has changed, and when."""
+        self._hidden: deque[tuple[float, int]] = deque()
+        """When it is to be told that what may be seen of an author's has changed, and of whom; in this order."""
+        self._begun: set[int] = set()
+        """People who began to be told, whom they follow being known from just before."""
         self._count = 0
         metrics.WATCHERS.set_function(lambda: self._count)
 
@@ -245,27 +247,35 @@ class Watches:
         """Looks who follows whom anew, and who hides from whom. True when there is more."""
         if not self._count:
             self._position = None
+            self._begun.clear()
             return False
-        now = time.monotonic()
-        for author_id in [author_id for author_id, due in self._hidden.items() if due <= now]:
-            del self._hidden[author_id]
+        hidden = set[int]()
+        while self._hidden and self._hidden[0][0] <= time.monotonic():
+            hidden.add(self._hidden.popleft()[1])
+        for author_id in hidden:
             for stream in self._streams:
                 stream.put(changed_of(author_id, ()))
         try:
             if self._position is None:
-                self._position = await tail.begin(self._stores, GRAPH_TOPIC)
+                position = await tail.begin(self._stores, GRAPH_TOPIC)
                 # Whatever happened before is not heard.
                 await self._look_again(self._by_user)
                 self._changed |= dict.fromkeys(self._on_screen)
                 self._concerned |= self._by_user.keys()
+                self._position = position
                 return False
             batch = await tail.read(self._stores, self._position)
+            followers = {event.follow_changed.follower_id for event in batch.events if event.HasField("follow_changed")}
+            begun = set(self._begun)
+            await self._look_again((followers | begun) & self._by_user.keys())
+        except errors.Unavailable as error:
+            log.debug("relations cannot be read, which are read later: %s", error.message)
+            return False
         except (tail.Gap, RedisError, OSError) as error:
             log.debug("changes of follows are missed: %r", error)
             self._position = None
             return False
-        followers = {event.follow_changed.follower_id for event in batch.events if event.HasField("follow_changed")}
-        await self._look_again(followers & self._by_user.keys())
+        self._begun -= begun
         self._heed(batch.events)
         self._position = batch.position
         return batch.more
@@ -303,6 +313,7 @@ class Watches:
             getattr(event, kind).token = self._news.token(start)
             stream.put(event)
         self._catch_up(stream, begun)
+        self._begun |= {watcher.user_id for watcher, _ in begun}
         for watcher, post_ids in screens:
             self._put_on_screen(watcher, post_ids)
         self._notify(watcher for watcher, _ in begun)
@@ -337,7 +348,7 @@ class Watches:
             self._changed |= dict.fromkeys(post_id for post_id in changed_by(event) if post_id in self._on_screen)
             self._concerned |= concerned_by(event) & self._by_user.keys()
             if author_id := hidden_by(event):
-                self._hidden.setdefault(author_id, time.monotonic() + HIDDEN_S)
+                self._hidden.append((time.monotonic() + HIDDEN_S, author_id))
             for user_id, author_id in parted_by(event):
                 for watcher in self._by_user.get(user_id, ()):
                     if watcher.on_screen:
@@ -404,9 +415,12 @@ class Watches:
         while some := list(itertools.islice(waiting, BEGUN)):
             try:
                 async with asyncio.timeout(RELATIONS_TIMEOUT_S):
-                    found |= (await self._relations.of(some))[0]
+                    of_some, kept = await self._relations.of(some)
             except TimeoutError:
                 raise errors.Unavailable("the graph took too long") from None
+            if kept:
+                raise errors.Unavailable("the graph cannot be reached")
+            found |= of_some
         return found
 
 

@@ -46,7 +46,7 @@ LEASE_S = 60.0
 STEP_S = 0.2
 FIRST_S, LONGEST_S = 5.0, 3_600.0
 """Between tries, doubling."""
-MAX_TRIES = 16
+MAX_TRIES = 22
 """Half a day, then it is given up."""
 AWAY_S = 1.0
 """After how long it is looked again whether the services answer that know what there is to tell."""

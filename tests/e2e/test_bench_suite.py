@@ -1,4 +1,4 @@
-"""The whole of `make bench`, as small as can be: each figure is measured and written down, whatever it is."""
+"""The whole of `make bench` and `make bench-live`, as small as can be: each figure is written down, whatever it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loads, results, suite
+from bench import live, loads, results, suite
 from bench.client import DemoError
 from bench.figures import Notes
 
@@ -38,3 +38,20 @@ def test_every_figure_is_measured(
     text = (tmp_path / "results" / "latest.md").read_text()
     assert "nan" not in text
     assert (tmp_path / "results" / results.PLOT).read_text().startswith("<svg")
+
+
+@pytest.mark.timeout(400)
+def test_live_updates_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        loads.find_wrk()
+    except DemoError as missing:
+        pytest.skip(str(missing))
+    small = ["--people", "300", "--clients", "50", "--rate", "20", "--seconds", "1", "--kill", "gateway"]
+    assert live.main([*small, "--results", str(tmp_path)]) == 0, capsys.readouterr().out
+    text = (tmp_path / "live.md").read_text()
+    assert "nan" not in text
+    # These are no matter of speed.
+    assert [line.count("0, and 0 twice") for line in text.splitlines() if "lost" in line or "not come" in line] == [
+        1,
+        1,
+    ]

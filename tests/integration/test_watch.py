@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -525,6 +525,14 @@ class Edge:
             if said["type"] != "notification"
         ]
 
+    async def next_added(self, subscriber: Subscriber) -> int:
+        """The next post that a client is told of. Raises what ends its events."""
+        async with asyncio.timeout(3 * PATIENCE_S), aclosing(self.hub.events(subscriber)) as events:
+            async for event in events:
+                if event.kind == "post_added":
+                    return int(json.loads(event.data)["post"]["post_id"])
+        raise AssertionError("the events ended")
+
     async def said(self, subscriber: Subscriber) -> list[dict[str, Any]]:
         """The same as it is sent."""
         found = []
@@ -672,6 +680,93 @@ async def test_without_clients_there_is_no_stream(edge: Edge) -> None:
     await edge.subscribe(ANN)
 
 
+async def test_while_the_graph_is_away_nothing_is_taken_for_what_it_is_not(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscriber = await edge.subscribe(ANN)
+    before = subscriber.token
+    hidden = await edge.scene.write(BOB, followers_only=True)
+    await edge.told(subscriber)
+    relations = edge.scene.world.replicas[0].relations
+    of = relations.of
+
+    async def kept(viewer_ids: Sequence[int], *rest: Any) -> tuple[dict[int, Any], bool]:
+        return {}, True
+
+    # As where of these viewers nothing is known of before the graph was gone, but of another.
+    monkeypatch.setattr(relations, "of", kept)
+    with pytest.raises(errors.Unavailable):
+        await edge.next_added(subscriber)
+    caller = await edge.scene.call(edge.replica)
+    caller.begin((1, edge.scene.people[ANN]))
+    await caller.nothing()
+    with pytest.raises(errors.Unavailable):
+        await notifications(edge.scene.world.replicas[0]).pages(
+            [pb.ListNotificationsRequest(user_id=edge.scene.people[ANN])]
+        )
+    monkeypatch.setattr(relations, "of", of)
+    assert (await caller.next()).HasField("here")
+    # What it did not take it is told when it comes back, by what it had before.
+    again = await edge.subscribe(ANN, before)
+    await edge.told(again)
+    assert await edge.take(again) == [("post_added", hidden)]
+
+
+async def test_who_is_followed_while_a_watcher_begins_is_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = await scene.replica()
+    await scene.watch(replica, BOB)
+    settled = replica.news.settled
+
+    async def meanwhile() -> Any:
+        # After relations were read, and heard of before the watcher is there.
+        await scene.world.follow(scene.people[ANN], scene.people[EVE])
+        await scene.world.deliver()
+        await replica.look()
+        return await settled()
+
+    monkeypatch.setattr(replica.news, "settled", meanwhile)
+    caller, _ = await scene.watch(replica, ANN)
+    post_id = await scene.write(EVE)
+    await replica.look()
+    await caller.posts(post_id)
+
+
+async def test_news_of_whom_one_follows_anew_need_not_be_in_order(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller, _ = await scene.watch(replica, ANN)
+    await scene.world.follow(scene.people[ANN], scene.people[EVE])
+    # Partition by partition: what is read last is older than what one followed.
+    before = await scene.world.write(scene.people[BOB])
+    await scene.world.pass_time(1)
+    after = await scene.world.write(scene.people[EVE])
+    await scene.world.deliver()
+    replica.news._items.clear()
+    while await replica.news.step():
+        pass
+    items = sorted(replica.news._items, key=lambda item: -item.event_id)
+    replica.news._items.clear()
+    replica.news._items.extend(items)
+    told = [item.post_id for item in replica.news.by_authors({scene.people[EVE]: before})]
+    assert told == [after]
+    del caller
+
+
+async def test_an_event_may_concern_more_clients_than_a_batch_holds(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MAX_OF_USER", 3_000)
+    first = await edge.subscribe(ANN)
+    others = [edge.hub.join(edge.scene.people[person], b"") for person in (ANN, BOB) for _ in range(2_500)]
+    async with asyncio.timeout(30):
+        while not all(each.begun for each in others):
+            await asyncio.sleep(0.05)
+    told = [asyncio.create_task(edge.next_added(each)) for each in (first, *others)]
+    await asyncio.sleep(0.1)
+    post_id = await edge.scene.write(BOB)
+    await edge.replica.look()
+    assert await asyncio.gather(*told) == [post_id] * 5_001
+
+
 # What is on screen.
 
 
@@ -746,6 +841,26 @@ async def test_what_may_not_be_seen_any_more_goes_from_screens(edge: Edge, how: 
     if how not in ("delete", "erase"):
         assert await edge.take(other) == []
         assert other.screen
+
+
+async def test_what_comes_back_on_screen_is_looked_at_anew(edge: Edge) -> None:
+    world, (ann, bob, _) = edge.scene.world, edge.scene.people
+    post_id = await edge.scene.write(BOB)
+    subscriber = await edge.subscribe(ANN)
+    assert await edge.shows(subscriber, post_id) == [(post_id, 0, 0, 0)]
+    edge.hub.put_on_screen(subscriber, [])
+    edge.hub.put_on_screen(subscriber, [post_id])
+    assert await edge.counts(subscriber) == [(post_id, 0, 0, 0)]
+    await world.block(bob, ann)
+    await edge.counts(subscriber)
+    assert not subscriber.screen
+    await world.unblock(bob, ann)
+    assert await edge.shows(subscriber, post_id) == [(post_id, 0, 0, 0)]
+    assert await edge.counts(subscriber) == []
+    await world.block(bob, ann)
+    await edge.counts(subscriber)
+    assert not subscriber.screen
+    assert not edge.hub._seeing
 
 
 async def test_what_was_not_heard_is_looked_at_once_hearing_goes_on(edge: Edge) -> None:
@@ -877,5 +992,8 @@ async def test_a_client_is_told_of_notifications_when_it_comes_and_when_they_cha
     newest = page.notifications[0].notification_id
     await other.read(pb.ReadNotificationsRequest(user_id=bob, notification_id=newest))
     assert await notes(second) == [(0, "liked", [eve])]
+    # Who comes back is told in any case: there may have been some when it left.
+    third = await edge.subscribe(BOB, second.token)
+    assert await notes(third) == [(0, "liked", [eve])]
     # Who has none is told nothing.
     assert await notes(await edge.subscribe(EVE)) == []

@@ -181,6 +181,17 @@ async def test_a_hook_that_does_not_take_it_gets_it_again(scene: Scene, how: str
     assert await store.count_deliveries(scene.pool) == 0
 
 
+async def test_an_act_is_found_though_its_event_has_a_lower_id_of_the_same_millisecond(scene: Scene) -> None:
+    world, (ann, bob, _) = scene.world, scene.people
+    post_id = await world.write(ann)
+    await world.like(bob, post_id)
+    await world.deliver()
+    async with scene.pool.connection() as connection:
+        # The sequence of ids began anew between the two.
+        await connection.execute("UPDATE webhook_deliveries SET event_id = event_id >> 12 << 12")
+    assert await scene.told() == [("liked", ann, bob, post_id)]
+
+
 async def test_a_hook_that_never_takes_it_is_given_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "MAX_TRIES", 3)
     world, (ann, bob, _) = scene.world, scene.people

@@ -209,9 +209,8 @@ async def test_what_has_been_handed_out_is_not_kept(batches: Batches) -> None:
         gc.enable()
 
 
-async def test_too_many_that_wait_are_refused(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coalesce, "MAX_WAITING", 2)
-    call = Coalescer("test", batches.send, max_weight=1, in_flight=1)
+async def test_too_many_that_wait_are_refused(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=1, in_flight=1, max_waiting=2)
     batches.gate.clear()
     under_way = asyncio.create_task(call(1))
     await batches.until(1)

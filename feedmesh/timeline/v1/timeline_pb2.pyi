@@ -410,7 +410,7 @@ class ListNotificationsResponse(_message.Message):
     next_cursor: _builtins.str
     """next_cursor asks for the next page; absent at the end. A page may be short, even empty, and not the last."""
     unread: _builtins.int
-    """unread is how many of the newest are unread, whatever the page: of what the newest 1,000 acts are, at most 200."""
+    """unread is how many are unread of those that the newest 1,000 acts make, at most 200; 0 on all pages but the first."""
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
         """notifications are the page."""
@@ -775,8 +775,8 @@ class WatchFeedResponse(_message.Message):
 
     @_typing.final
     class Notified(_message.Message):
-        """Notified says that the person's notifications may have changed: ListNotifications tells. It comes when a watcher begins,
-        too.
+        """Notified says that something new concerns the person, or that they have read their notifications: ListNotifications
+        tells. It comes when a watcher begins, too. What others take back shows with the next one.
         """
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -1036,8 +1036,8 @@ Global___BatchGetLivePostsResponse: _TypeAlias = BatchGetLivePostsResponse  # no
 class LiveEventsRequest(_message.Message):
     """LiveEventsRequest asks the gateway, by GET /live/events, for what comes into a home feed as it comes: Server-Sent Events
     `post_added` {type, token, post}, `post_removed` {type, token, post_id}, `notification` {type, token, unread, notification}
-    and `gap` {type, token, reload}. A notification is the newest one; it comes first when there are unread ones, and whenever
-    they change. After a gap the feed is to be read again, and posts may come that it has already.
+    and `gap` {type, token, reload}. A notification is the newest one, or null; it comes first when there are unread ones or
+    the client comes back, and when something new concerns the person or they have read. After a gap the feed is to be read again, and posts may come that it has already.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
