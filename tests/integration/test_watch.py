@@ -795,6 +795,29 @@ async def test_of_posts_on_screen_counts_are_told_when_they_change(edge: Edge) -
     assert not edge.hub._seeing
 
 
+async def test_what_is_new_on_a_screen_is_told_to_be_looked_at(scene: Scene) -> None:
+    replica = await scene.replica()
+    caller = await scene.call(replica)
+    request = pb.WatchFeedRequest()
+    request.begin.add(watcher_id=1, user_id=scene.people[ANN], on_screen=[5, 6])
+    caller.requests.put_nowait(request)
+    assert (await caller.next()).HasField("here")
+    # From now on changes are told, so what was looked at before may be old.
+    event = await caller.next()
+    assert (sorted(event.changed.post_ids), list(event.watcher_ids)) == ([5, 6], [1])
+    caller.requests.put_nowait(
+        pb.WatchFeedRequest(screens=[pb.WatchFeedRequest.Screen(watcher_id=each, post_ids=[6, 7]) for each in (1, 2)])
+    )
+    event = await caller.next()
+    assert (list(event.changed.post_ids), list(event.watcher_ids)) == ([7], [1])
+    await caller.nothing()
+    caller.requests.put_nowait(
+        pb.WatchFeedRequest(screens=[pb.WatchFeedRequest.Screen(watcher_id=1, post_ids=range(51))])
+    )
+    with pytest.raises(errors.InvalidArgument, match="post_ids"):
+        await caller.next()
+
+
 async def test_of_one_post_counts_are_told_once_a_turn_to_all_who_see_it(edge: Edge) -> None:
     world, (_, bob, eve) = edge.scene.world, edge.scene.people
     post_id = await edge.scene.write(BOB)
