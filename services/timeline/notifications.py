@@ -11,6 +11,7 @@ may not be seen nothing is told (docs/decisions/0013).
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -342,16 +343,15 @@ def told(page: Page, wanted: Wanted, actor: str) -> Told | None:
 
 
 def merged(asked: int, *sources: Sequence[Act]) -> tuple[list[Act], int]:
-    """At least the newest `asked` acts of sources, each newest first; and the id below which there may be more, or 0.
+    """The newest `asked` acts of sources that were asked for as many, and the id below which there may be more, or 0.
 
-    Of a source that gave as many as were asked for it is not known what comes below its last.
+    Ids of two sources may be the same: then it is more than were asked for.
     """
-    reached = max((source[-1].act_id for source in sources if len(source) >= asked), default=0)
-    acts = sorted((act for source in sources for act in source if act.act_id >= reached), reverse=True)
-    if len(acts) > asked:
-        reached = acts[asked - 1].act_id
-        acts = [act for act in acts if act.act_id >= reached]
-    return acts, reached
+    acts = sorted(itertools.chain.from_iterable(sources), reverse=True)
+    if len(acts) < asked:
+        return acts, 0
+    reached = acts[asked - 1].act_id
+    return [act for act in acts if act.act_id >= reached], reached
 
 
 def grouped(acts: Iterable[Act]) -> list[Group]:
