@@ -168,7 +168,8 @@ class Coalescer(Generic[I, R]):
             for member in batch:
                 member.task = task
             self._batches[task] = batch
-            task.add_done_callback(self._batches.pop)
+            # One that is cancelled before its first step never comes to its own end.
+            task.add_done_callback(self._end)
 
     def _next(self) -> list[Member[I, R]]:
         batch: list[Member[I, R]] = []
@@ -205,8 +206,18 @@ class Coalescer(Generic[I, R]):
             if not isinstance(exception, Exception):
                 raise
         finally:
-            self._under_way -= 1
-            self._begin()
+            self._end(asyncio.current_task())
+
+    def _end(self, task: asyncio.Task[None] | None) -> None:
+        """Makes room for the next batch, once."""
+        batch = self._batches.pop(task, None) if task is not None else None
+        if batch is None:
+            return
+        self._under_way -= 1
+        for member in batch:
+            if not member.result.done():
+                member.result.set_exception(errors.Unavailable("the call was ended"))
+        self._begin()
 
 
 def surroundings(batch: Sequence[Member[Any, Any]]) -> contextvars.Context:

@@ -209,6 +209,25 @@ async def test_what_has_been_handed_out_is_not_kept(batches: Batches) -> None:
         gc.enable()
 
 
+async def test_a_batch_that_is_ended_before_it_begins_leaves_its_room(batches: Batches) -> None:
+    call = Coalescer("test", batches.send, max_weight=1, in_flight=1)
+
+    async def hurried(item: int) -> int:
+        context.deadline.set(time.monotonic() + 0.01)
+        return await call(item)
+
+    async def stall() -> None:
+        # The deadline passes in the very turn of the loop in which the batch is made.
+        time.sleep(0.05)  # noqa: ASYNC251
+
+    for item in range(5):
+        late, _ = await asyncio.gather(hurried(item), stall(), return_exceptions=True)
+        assert isinstance(late, errors.Unavailable) or late == 10 * item
+        assert call._under_way == 0
+    async with asyncio.timeout(5):
+        assert await call(7) == 70
+
+
 async def test_too_many_that_wait_are_refused(batches: Batches) -> None:
     call = Coalescer("test", batches.send, max_weight=1, in_flight=1, max_waiting=2)
     batches.gate.clear()
