@@ -41,9 +41,8 @@ LATE_S = 120.0
 AGAIN_S = (0.1, 3.0)
 """How long a client waits until it comes back, each another time within these."""
 WRITERS = 16
-PROBES = 5.0
-"""Seconds of posts before something is killed, and as many times that afterwards as AFTER says."""
-AFTER = 4
+BEFORE_S, AFTER_S = 5.0, 20.0
+"""How long posts are written before something is killed, and from then on."""
 
 
 @dataclass(eq=False)
@@ -314,8 +313,8 @@ async def _killed(
     crowd.forget()
     # All come back at once, as they would.
     crowd.connecting = asyncio.Semaphore(len(crowd.readers))
-    writing = asyncio.create_task(crowd.write(client, rate, PROBES * (1 + AFTER)))
-    await asyncio.sleep(PROBES)
+    writing = asyncio.create_task(crowd.write(client, rate, BEFORE_S + AFTER_S))
+    await asyncio.sleep(BEFORE_S)
     [pid] = [pid for pid, name in mesh.processes().items() if name == victim]
     os.kill(pid, signal.SIGKILL)
     await writing

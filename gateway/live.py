@@ -503,7 +503,6 @@ class Hub:
                 if counts != seen.counts:
                     seen.counts = counts
                     yield event_of("counts", token, post_id=post_id, **counts._asdict())
-
             if note is not None:
                 yield event_of("notification", token, **note)
 
@@ -546,6 +545,7 @@ class Hub:
                     )
                 )
             except errors.Error as error:
+                # What they are is a state: whoever is looked at later has missed nothing.
                 log.debug("notifications cannot be read: %s", error.message)
                 self._concerned |= dict.fromkeys(each for each in some if not each.gone)
                 await asyncio.sleep(NOTES_AGAIN_S)
@@ -569,7 +569,7 @@ class LiveSocket:
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, until the client leaves, says something, or this gateway ends."""
+        """One connection, until the client leaves, says what is not understood, or this gateway ends."""
         await receive()  # what is connected
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = own_or_new_id(headers.get(b"x-request-id"))

@@ -267,17 +267,19 @@ class Notifications:
         return [results[at] for at in range(len(requests))]
 
     async def read(self, request: pb.ReadNotificationsRequest) -> pb.ReadNotificationsResponse:
-        """Notes what somebody has read. Raises NotFound (USER_NOT_FOUND), Unavailable."""
-        relations = await self.concerns.relations_of({request.user_id})
-        if request.user_id not in relations:
-            raise not_found(request.user_id)
-        await store.mark_read(self.pool, request.user_id, request.notification_id)
+        """Notes what somebody has read, of what there is. Raises NotFound (USER_NOT_FOUND), Unavailable."""
+        newest = (await self._newest(request.user_id)).notifications
+        up_to = min(request.notification_id, newest[0].notification_id if newest else 0)
+        await store.mark_read(self.pool, request.user_id, up_to)
         with suppress(RedisError, OSError):  # others who watch are told with the next change
             await self.stores.xadd(READ_KEY, {"user": request.user_id}, maxlen=READ_KEPT)
-        [page] = await self.pages([pb.ListNotificationsRequest(user_id=request.user_id, limit=1)])
+        return pb.ReadNotificationsResponse(unread=(await self._newest(request.user_id)).unread)
+
+    async def _newest(self, user_id: int) -> pb.ListNotificationsResponse:
+        [page] = await self.pages([pb.ListNotificationsRequest(user_id=user_id, limit=1)])
         if isinstance(page, errors.Error):
             raise page
-        return pb.ReadNotificationsResponse(unread=page.unread)
+        return page
 
     def _answer(
         self,

@@ -215,10 +215,7 @@ class Watches:
         self._notify(watcher for user_id in concerned for watcher in self._by_user.get(user_id, ()))
         for post_id in list(itertools.islice(self._changed, MAX_CHANGED)):
             del self._changed[post_id]
-            by_stream: dict[Stream, list[int]] = {}
-            for watcher in self._on_screen.get(post_id, ()):
-                by_stream.setdefault(watcher.stream, []).append(watcher.number)
-            for stream, numbers in by_stream.items():
+            for stream, numbers in by_stream(self._on_screen.get(post_id, ())).items():
                 stream.put(changed([post_id], numbers))
         return bool(self._changed)
 
@@ -237,10 +234,7 @@ class Watches:
                 self._concerned |= {int(said[b"user"])} & self._by_user.keys()
 
     def _notify(self, watchers: Iterable[Watcher]) -> None:
-        by_stream: dict[Stream, list[int]] = {}
-        for watcher in watchers:
-            by_stream.setdefault(watcher.stream, []).append(watcher.number)
-        for stream, numbers in by_stream.items():
+        for stream, numbers in by_stream(watchers).items():
             stream.put(Event(notified=pb.WatchFeedResponse.Notified(), watcher_ids=numbers))
 
     async def follow(self) -> bool:
@@ -336,10 +330,7 @@ class Watches:
     def _tell(self, items: Sequence[Item]) -> None:
         """Tells what is new to those whom it concerns."""
         for item in items:
-            by_stream: dict[Stream, list[int]] = {}
-            for watcher in self._by_author.get(item.author_id, ()):
-                by_stream.setdefault(watcher.stream, []).append(watcher.number)
-            for stream, numbers in by_stream.items():
+            for stream, numbers in by_stream(self._by_author.get(item.author_id, ())).items():
                 stream.put(told(item, numbers))
 
     def _heed(self, events: Iterable[event_pb2.Event]) -> None:
@@ -422,6 +413,14 @@ class Watches:
                 raise errors.Unavailable("the graph cannot be reached")
             found |= of_some
         return found
+
+
+def by_stream(watchers: Iterable[Watcher]) -> dict[Stream, list[int]]:
+    """What each stream's caller calls its watchers of these."""
+    found: dict[Stream, list[int]] = {}
+    for watcher in watchers:
+        found.setdefault(watcher.stream, []).append(watcher.number)
+    return found
 
 
 def discard(index: dict[int, set[Watcher]], key: int, watcher: Watcher) -> None:

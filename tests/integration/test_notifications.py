@@ -11,7 +11,7 @@ import pytest_asyncio
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from launch.valkey import Running as Valkey
-from runtime import errors
+from runtime import errors, ids
 from services.timeline import notifications as module
 from services.timeline import store
 from services.timeline.notifications import Notifications
@@ -165,6 +165,11 @@ async def test_what_was_read_is_read_from_then_on(scene: Scene) -> None:
     assert scene.short(page.notifications[0]) == ("liked", [EVE, BOB], posts[0])
     newest = pb.ReadNotificationsRequest(user_id=ann, notification_id=page.notifications[0].notification_id)
     assert (await scene.notes.read(newest)).unread == 0
+    # What is still to come cannot have been read.
+    await scene.notes.read(pb.ReadNotificationsRequest(user_id=ann, notification_id=ids.MAX_ID))
+    await world.pass_time(1)
+    await world.like(eve, posts[1])
+    assert (await scene.page(ANN)).unread == 1
     with pytest.raises(errors.NotFound):
         await scene.notes.read(pb.ReadNotificationsRequest(user_id=99, notification_id=1))
 

@@ -522,7 +522,7 @@ class ReadNotificationsRequest(_message.Message):
     """user_id is who has read."""
     notification_id: _builtins.int
     """notification_id is the newest that was read. Earlier ones count as read, and one that is older than another that was
-    read changes nothing.
+    read changes nothing. One above all that there are stands for the newest.
     """
     def __init__(
         self,
