@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import NoReturn
 
 from gateway import openapi, server
+from gateway.access import Access
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
+from gateway.issuers import OidcIssuer, OwnIssuer
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
@@ -22,26 +25,45 @@ log = logging.getLogger(__name__)
 async def serve(settings: Settings, running: process.Process) -> None:
     """Serves HTTP until the process is asked to stop."""
     listener = server.listen(settings.http_host, settings.http_port)
+    targets = {name: getattr(settings, f"{name}_target") for name in CONTRACTS}
     channels = {
-        name: client.connect(getattr(settings, f"{name}_target"), *contract.services_by_name.values())
-        for name, contract in CONTRACTS.items()
+        name: client.connect(target, *CONTRACTS[name].services_by_name.values())
+        for name, target in targets.items()
+        if target
     }
-    routes, hub = of_contracts(), Hub(channels["timeline"])
+    issuer = issuer_of(settings, channels)
+    routes = [route for route in of_contracts() if route.service != "session" or settings.auth == "builtin"]
+    hub = Hub(channels["timeline"])
     app = App(
         [(route, route.call(channels[route.service])) for route in routes],
         pages(
             openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
         ),
         hub,
+        Access(issuer),
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )
-    log.warning("local mode: every request is believed about who is acting; only this machine can reach the gateway")
-    live = asyncio.create_task(hub.run())
+    if issuer is None:
+        log.warning(
+            "local mode: every request is believed about who is acting; only this machine can reach the gateway"
+        )
+    tasks = [asyncio.create_task(each.run()) for each in (hub, issuer) if each is not None]
     await server.serve(app, listener, running.stopping, hub.drain)
-    live.cancel()
+    for task in tasks:
+        task.cancel()
     for channel in channels.values():
         await channel.close()
+
+
+def issuer_of(settings: Settings, channels: Mapping[str, client.Channel]) -> OwnIssuer | OidcIssuer | None:
+    """Whose tokens count; None where whoever asks is believed."""
+    if settings.auth == "builtin":
+        return OwnIssuer(channels["session"])
+    if settings.auth == "oidc":
+        issuer, audience = str(settings.oidc_issuer), str(settings.oidc_audience)  # there, say the settings
+        return OidcIssuer(channels["session"], issuer, audience, settings.oidc_types.split(","))
+    return None
 
 
 def main() -> NoReturn:

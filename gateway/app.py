@@ -1,6 +1,7 @@
 """The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
 
-A request passes, outermost first: id and metrics → route and method → room → body → transcoding → call → encoding.
+A request passes, outermost first: id and metrics → route and method → room → who asks → body → transcoding → call →
+encoding.
 Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py. Where the service streams
 its answer, each of its messages goes out as it comes; what fails then breaks the connection off.
 """
@@ -17,6 +18,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from gateway import metrics, problems
+from gateway.access import Access, acting, stranger
 from gateway.exchange import (
     CLIENT,
     Answer,
@@ -55,19 +57,23 @@ class App:
         routes: Iterable[tuple[Route, Call | Stream]],
         pages: Mapping[str, Page],
         hub: Hub | None = None,
+        access: Access | None = None,
         *,
         timeout_s: float,
         max_requests: int,
     ) -> None:
-        """`timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once.
+        """`access` lets requests in; without it everybody is believed.
+
+        `timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once.
 
         Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
         """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
         entries += [(path, "GET", page) for path, page in pages.items()]
-        self._socket = LiveSocket(hub) if hub is not None else None
+        self._access = access or Access(None)
+        self._socket = LiveSocket(hub, self._access) if hub is not None else None
         if hub is not None:
-            entries.append((PATH, "GET", LiveEvents(hub)))
+            entries.append((PATH, "GET", LiveEvents(hub, self._access)))
         self._table = Table(entries)
         self._timeout_s = timeout_s
         self._max_requests = max_requests
@@ -138,13 +144,17 @@ class App:
             raise Unavailable("the gateway has as many requests under way as it takes")
         self._under_way += 1
         try:
+            identity = await self._access(request.headers)
+            if identity is not None and not identity.user_id and route.transcoder.needs_actor:
+                raise stranger(identity)
             content = b""
             if route.transcoder.has_body:
                 expect_json(request.headers)
                 content = await request.body.read(self._timeout_s)
             else:
                 await request.body.skip()
-            message = route.transcoder(path, request.query, request.all_headers, content)
+            message = route.transcoder(path, request.query, request.all_headers, content, acting(identity))
+            self._access.complete(message, route, identity)
             if route.streams:
                 return await unless_gone(self._stream(route, call, message, request, send), request.client)
             under_way = call(message)

@@ -22,9 +22,10 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -33,6 +34,7 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
+from gateway.access import PROTOCOL, Access, acting
 from gateway.encode import Known, compiled
 from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.transcode import Transcoder
@@ -70,6 +72,8 @@ GREETING_S = 5.0
 
 NOTES_AGAIN_S = 2.0
 """After how long notifications are looked at again that could not be read."""
+UNAUTHORIZED = 3000
+"""The close code of who may not stay, as IANA has it."""
 MAX_REASON = 123
 """Bytes of why a socket is closed, as WebSockets have it."""
 LOST, LOST_S = b"?", 1.0
@@ -154,9 +158,11 @@ class Taken(NamedTuple):
 class Subscriber:
     """One client's events."""
 
-    def __init__(self, number: int, user_id: int, token: bytes) -> None:
+    def __init__(self, number: int, user_id: int, token: bytes, may_stay: Callable[[], bool]) -> None:
         self.number = number
         self.user_id = user_id
+        self.may_stay = may_stay
+        """Asked before anything is told."""
         self.token = token
         """Where it goes on: all up to there waits here or was taken."""
         self.begun = False
@@ -264,17 +270,17 @@ class Hub:
         self._draining = False
         metrics.LIVE_SUBSCRIBERS.set_function(lambda: len(self._subscribers))
 
-    def join(self, user_id: int, token: bytes) -> Subscriber:
-        """A new subscriber, with the last token that it was told or b"". Raises Unavailable, Error (TOO_MANY_STREAMS).
+    def join(self, user_id: int, token: bytes, may_stay: Callable[[], bool] = lambda: True) -> Subscriber:
+        """A new subscriber, with the last token that it was told or b"", for as long as it may stay.
 
-        Whoever joins leaves.
+        Whoever joins leaves. Raises Unavailable, Error (TOO_MANY_STREAMS).
         """
         if self._draining or len(self._subscribers) >= MAX_SUBSCRIBERS:
             raise errors.Unavailable("this gateway takes no more live connections")
         if self._of_user[user_id] >= MAX_OF_USER:
             raise errors.Error("TOO_MANY_STREAMS", f"one may have {MAX_OF_USER} live connections")
         self._of_user[user_id] += 1
-        subscriber = Subscriber(next(self._numbers), user_id, token)
+        subscriber = Subscriber(next(self._numbers), user_id, token, may_stay)
         self._begin(subscriber)
         return subscriber
 
@@ -462,12 +468,14 @@ class Hub:
             await cancelled(waiting)
 
     async def events(self, subscriber: Subscriber) -> AsyncGenerator[Event, None]:
-        """What a client is told, until this gateway is to end.
+        """What a client is told, until this gateway is to end or the client may not stay.
 
         Raises NotFound (USER_NOT_FOUND), Unavailable.
         """
         while not self._draining:
             some, changed, note = await subscriber.take()
+            if not subscriber.may_stay():
+                return
             wanted = [(told.member, False) for told in some if told.kind == "added"]
             wanted += [(on_screen(post_id), True) for post_id in changed]
             shown = await self._show((subscriber.user_id, wanted)) if wanted else {}
@@ -563,8 +571,9 @@ class LiveSocket:
     """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
     screen."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, access: Access) -> None:
         self._hub = hub
+        self._access = access
         self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
@@ -575,12 +584,15 @@ class LiveSocket:
         request_id = own_or_new_id(headers.get(b"x-request-id"))
         context.request_id.set(request_id)
         try:
-            asked: Any = self._transcoder({}, scope["query_string"], scope["headers"])
-            subscriber = self._hub.join(asked.user_id, token_of(asked.token))
+            offered = scope.get("subprotocols", ())
+            identity = await self._access(headers, offered)
+            asked: Any = self._transcoder({}, scope["query_string"], scope["headers"], b"", acting(identity))
+            subscriber = self._hub.join(asked.user_id, token_of(asked.token), partial(self._access.counts, identity))
         except errors.Error as error:
             await refuse(send, error, request_id)
             return
-        telling = asyncio.create_task(self._tell(subscriber, request_id, send))
+        accepted = {"subprotocol": PROTOCOL} if PROTOCOL in offered else {}
+        telling = asyncio.create_task(self._tell(subscriber, request_id, accepted, send))
         listening = asyncio.create_task(self._listen(subscriber, receive))
         try:
             await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
@@ -611,19 +623,22 @@ class LiveSocket:
             self._hub.put_on_screen(subscriber, screen.post_ids)
         return ""
 
-    async def _tell(self, subscriber: Subscriber, request_id: str, send: Send) -> None:
+    async def _tell(self, subscriber: Subscriber, request_id: str, accepted: dict[str, str], send: Send) -> None:
         async with aclosing(self._hub.events(subscriber)) as events:
             try:
                 event = await self._hub.first(events)
             except errors.Error as error:
                 await refuse(send, error, request_id)
                 return
-            await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id.encode())]})
+            await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id.encode())], **accepted})
             code = 1011
             try:
                 await send({"type": "websocket.send", "text": event.data.decode()})
                 async for event in events:
                     await send({"type": "websocket.send", "text": event.data.decode()})
+                if not subscriber.may_stay():
+                    await send({"type": "websocket.close", "code": UNAUTHORIZED, "reason": "sign in again"})
+                    return
                 code = 1012
                 after_ms = random.randint(*RECONNECT_MS)  # noqa: S311
                 text = orjson.dumps({"type": "reconnect", "after_ms": after_ms}).decode()
@@ -637,15 +652,19 @@ class LiveSocket:
 class LiveEvents:
     """`GET /live/events?user_id=`: a stream of Server-Sent Events."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, access: Access) -> None:
         self._hub = hub
+        self._access = access
         self._transcoder = Transcoder(pb.LiveEventsRequest.DESCRIPTOR, (), has_body=False)
 
     async def __call__(self, request: Request, send: Send) -> Sent:
         """Answers until the client leaves or this gateway ends. Raises what goes wrong before the first event."""
-        asked: Any = self._transcoder({}, request.query, request.all_headers)
+        identity = await self._access(request.headers)
+        asked: Any = self._transcoder({}, request.query, request.all_headers, b"", acting(identity))
         await request.body.skip()
-        subscriber = self._hub.join(asked.user_id, token_of(asked.last_event_id))
+        subscriber = self._hub.join(
+            asked.user_id, token_of(asked.last_event_id), partial(self._access.counts, identity)
+        )
         context.deadline.set(None)
         try:
             return await unless_gone(self._stream(subscriber, request, send), request.client)

@@ -15,6 +15,8 @@ from runtime.errors import Error
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+CHALLENGE = b'Bearer realm="feedmesh"'
+INVALID = CHALLENGE + b', error="invalid_token"'
 
 STATUS: Mapping[str, HTTPStatus] = {
     "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
@@ -22,7 +24,13 @@ STATUS: Mapping[str, HTTPStatus] = {
     "SELF_FOLLOW": HTTPStatus.BAD_REQUEST,
     "SELF_TARGET": HTTPStatus.BAD_REQUEST,
     "MALFORMED_JSON": HTTPStatus.BAD_REQUEST,
+    "UNAUTHENTICATED": HTTPStatus.UNAUTHORIZED,
+    "INVALID_TOKEN": HTTPStatus.UNAUTHORIZED,
+    "WRONG_CREDENTIALS": HTTPStatus.UNAUTHORIZED,
+    "SESSION_ENDED": HTTPStatus.UNAUTHORIZED,
     "NOT_OWNER": HTTPStatus.FORBIDDEN,
+    "ACTING_AS_ANOTHER": HTTPStatus.FORBIDDEN,
+    "NO_ACCOUNT": HTTPStatus.FORBIDDEN,
     "USER_NOT_FOUND": HTTPStatus.NOT_FOUND,
     "POST_NOT_FOUND": HTTPStatus.NOT_FOUND,
     "COMMENT_NOT_FOUND": HTTPStatus.NOT_FOUND,
@@ -32,6 +40,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "REQUEST_TIMEOUT": HTTPStatus.REQUEST_TIMEOUT,
     "USERNAME_TAKEN": HTTPStatus.CONFLICT,
     "EMAIL_TAKEN": HTTPStatus.CONFLICT,
+    "IDENTITY_TAKEN": HTTPStatus.CONFLICT,
     "REQUEST_IN_PROGRESS": HTTPStatus.CONFLICT,
     "BODY_TOO_LARGE": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "UNSUPPORTED_MEDIA_TYPE": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -65,6 +74,9 @@ def answer(error: Error, request_id: str, headers: Headers = ()) -> Answer:
     if error.fields:
         document["errors"] = [{"field": field, "detail": detail} for field, detail in error.fields]
     sent = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
+    if status is HTTPStatus.UNAUTHORIZED:
+        # RFC 6750, 3.1: of who sent no token nothing is said.
+        sent.append((b"www-authenticate", INVALID if error.reason == "INVALID_TOKEN" else CHALLENGE))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         sent.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     return Answer(status.value, orjson.dumps(document), sent)

@@ -21,6 +21,7 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.options.v1 import options_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
+from feedmesh.session.v1 import session_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway.encode import Encoder
 from gateway.transcode import Transcoder
@@ -31,6 +32,7 @@ CONTRACTS: Mapping[str, FileDescriptor] = {
     "graph": graph_pb2.DESCRIPTOR,
     "post": post_pb2.DESCRIPTOR,
     "ranking": ranking_pb2.DESCRIPTOR,
+    "session": session_pb2.DESCRIPTOR,
     "timeline": timeline_pb2.DESCRIPTOR,
 }
 """Each service's contract, by the name that settings call it."""

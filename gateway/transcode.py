@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.options.v1 import options_pb2
 from gateway.encode import enum_names
-from runtime.errors import MAX_FIELDS, Error, InvalidArgument, Violation
+from runtime.errors import MAX_FIELDS, Error, Forbidden, InvalidArgument, Unauthenticated, Violation
 from runtime.validation import violations
 
 Wrong = list[Violation]
@@ -56,7 +56,8 @@ class Transcoder:
     """Builds one RPC's request message from what HTTP carries.
 
     `path_names` are the fields that stand in the path; `has_body` says whether the other fields come from a JSON body
-    or from the query. A field with the `request_header` option comes from that header only.
+    or from the query. A field with the `request_header` option comes from that header only; one with `claim` from none
+    of these (gateway/access.py fills it). Of one with `actor` see `acting`.
     """
 
     def __init__(self, request: Descriptor, path_names: tuple[str, ...], *, has_body: bool) -> None:
@@ -64,29 +65,52 @@ class Transcoder:
         self._class = GetMessageClass(request)
         self.headers = {field.name: header_of(field) for field in request.fields if header_of(field)}
         """Field name to the name of the request header that fills it."""
+        self.claims = {field.name: claim_of(field) for field in request.fields if claim_of(field)}
+        """Field name to the claim of a verified token that fills it."""
+        self.actor = next((field.name for field in request.fields if is_actor(field)), "")
+        """The field that says who acts or looks; "" where nobody does."""
         known: dict[str, Record] = {}
-        free = [field for field in request.fields if field.name not in path_names and field.name not in self.headers]
+        elsewhere = {*path_names, *self.headers, *self.claims}
+        free = [field for field in request.fields if field.name not in elsewhere]
         self._path = {name: from_text(request.fields_by_name[name]) for name in path_names}
         self._body = {field.name: of_json(field, known) for field in free} if has_body else {}
         self._query = {} if has_body else {field.name: from_text(field) for field in free}
         self._missing = set(missing(self._class()))
         self.required = {field for field, _ in self._missing}
         """Fields that the contract's rules do not let be absent, each on its own."""
+        self.needs_actor = self.actor in self.required
+        """Whether this is not for strangers."""
         self._query_alone = not (has_body or path_names or self.headers)
-        self._again = lru_cache(KEPT_QUERIES)(lambda query: self._read({}, query, [], b""))
+        self._again = lru_cache(KEPT_QUERIES)(lambda query, acting: self._read({}, query, [], b"", acting))
 
     def __call__(
-        self, path: Mapping[str, str], query: bytes, headers: list[tuple[bytes, bytes]], body: bytes = b""
+        self,
+        path: Mapping[str, str],
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes = b"",
+        acting: int | None = None,
     ) -> Message:
-        """The request message, which is not to be changed.
+        """The request message, which is not to be changed unless it has `claims`.
 
-        Raises Error (MALFORMED_JSON, or INVALID_ARGUMENT with every fault).
+        `acting` is who has signed in, 0 for nobody, None where whoever is named is believed. The field that says who
+        acts or looks may be left out then, and names nobody else.
+
+        Raises Error (MALFORMED_JSON, or INVALID_ARGUMENT with every fault), Unauthenticated, Forbidden
+        (ACTING_AS_ANOTHER).
         """
         if self._query_alone and len(query) <= KEPT_QUERY_BYTES:
-            return self._again(query)
-        return self._read(path, query, headers, body)
+            return self._again(query, acting)
+        return self._read(path, query, headers, body, acting)
 
-    def _read(self, path: Mapping[str, str], query: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> Message:
+    def _read(
+        self,
+        path: Mapping[str, str],
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        acting: int | None,
+    ) -> Message:
         wrong: Wrong = []
         given: dict[str, Any] = {}
         if self.has_body:
@@ -97,6 +121,8 @@ class Transcoder:
             read(convert, path[name], name, given, wrong)
         for field, header in self.headers.items():
             read_header(headers, header, field, given, wrong)
+        if acting is not None and self.actor:
+            self._act(given, acting)
         message = self._class(**given)
         broken = violations(message)
         if not wrong and not broken:
@@ -108,6 +134,14 @@ class Transcoder:
                 absent = violation.field not in given and violation in self._missing
                 wrong.append(Violation(field, "is required" if absent else violation.detail))
         raise InvalidArgument(*wrong)
+
+    def _act(self, given: dict[str, Any], acting: int) -> None:
+        """Puts who has signed in into `given`. Raises Unauthenticated, Forbidden for who names somebody else."""
+        named = given.setdefault(self.actor, acting) if acting else given.get(self.actor, 0)
+        if named and not acting:
+            raise unauthenticated()
+        if named != acting:
+            raise Forbidden("ACTING_AS_ANOTHER", f"{self.actor}: you have signed in as {acting}")
 
     def _read_query(self, query: bytes, given: dict[str, Any], wrong: Wrong) -> None:
         seen = set()
@@ -128,6 +162,11 @@ class Transcoder:
                 read(convert, value, name, given, wrong)
             if name is not None:
                 seen.add(name)
+
+
+def unauthenticated() -> Unauthenticated:
+    """Nobody has signed in."""
+    return Unauthenticated("UNAUTHENTICATED", "this takes somebody who has signed in")
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -313,3 +352,15 @@ def header_of(field: FieldDescriptor) -> str:
     """The name of the HTTP header that fills a request field; "" for a field of the path, query or body."""
     options: Any = field.GetOptions()
     return str(options.Extensions[options_pb2.request_header])
+
+
+def claim_of(field: FieldDescriptor) -> str:
+    """The claim that fills a request field; "" for a field that a client fills."""
+    options: Any = field.GetOptions()
+    return str(options.Extensions[options_pb2.claim])
+
+
+def is_actor(field: FieldDescriptor) -> bool:
+    """Whether a request field says who acts or looks."""
+    options: Any = field.GetOptions()
+    return bool(options.Extensions[options_pb2.actor])

@@ -37,10 +37,10 @@ class Process:
     grpc: bool = False  # takes FEEDMESH_GRPC_ADDRESS
     http: bool = False  # takes FEEDMESH_HTTP_HOST and FEEDMESH_HTTP_PORT
     database: str | None = None  # takes FEEDMESH_POSTGRES_DSN of this one
-    calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
+    calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each that runs
     redis: bool = False  # takes FEEDMESH_REDIS_URL
-    cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
-    needs: str = ""  # runs only where this one of its settings is set
+    secrets: tuple[str, ...] = ()  # takes FEEDMESH_<NAME> of each, which the launcher makes
+    needs: str = ""  # runs only where this setting, of any process, is set
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
     config: str = ""  # where these are declared, as module:class
 
@@ -65,6 +65,7 @@ class Mesh:
 
 SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
 STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
+CURSORS = ("CURSOR_SECRET",)
 
 FEEDMESH = Mesh(
     databases=(
@@ -73,13 +74,17 @@ FEEDMESH = Mesh(
         Database("timeline", ("-m", "runtime.migrate", "services.timeline")),
     ),
     processes=(
-        Process("graph", ("-m", "services.graph"), Stage.SERVICE, grpc=True, database="graph", cursors=True,
+        Process("graph", ("-m", "services.graph"), Stage.SERVICE, grpc=True, database="graph", secrets=CURSORS,
                 settings=(*SERVER, *STORE, "FEEDMESH_MAX_FOLLOWING"), config="services.graph.config:GraphSettings"),
+        Process("session", ("-m", "services.graph.session"), Stage.SERVICE, grpc=True, database="graph",
+                secrets=("SESSION_SECRET",), needs="FEEDMESH_AUTH",
+                settings=(*SERVER, *STORE, "FEEDMESH_SIGNING_KEY_DAYS"),
+                config="services.graph.config:SessionSettings"),
         Process("graph-upkeep", ("-m", "services.graph.upkeep"), Stage.WORKER, database="graph",
                 settings=STORE, config="services.graph.config:UpkeepSettings"),
         Process("graph-relay", ("-m", "services.graph.relay"), Stage.WORKER, database="graph", redis=True,
                 settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="runtime.relay:RelaySettings"),
-        Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", cursors=True,
+        Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", secrets=CURSORS,
                 calls=("graph",), settings=(*SERVER, *STORE), config="services.post.config:PostSettings"),
         Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post",
                 settings=STORE, config="services.post.config:UpkeepSettings"),
@@ -90,7 +95,7 @@ FEEDMESH = Mesh(
         Process("ranking", ("-m", "services.ranking"), Stage.SERVICE, grpc=True, redis=True, calls=("post",),
                 settings=SERVER, config="services.ranking.config:RankingSettings"),
         Process("timeline", ("-m", "services.timeline"), Stage.SERVICE, grpc=True, database="timeline", redis=True,
-                cursors=True, calls=("graph", "post", "ranking"),
+                secrets=CURSORS, calls=("graph", "post", "ranking"),
                 settings=(*SERVER, *STORE, "FEEDMESH_ACTIVE_DAYS"), config="services.timeline.config:TimelineSettings"),
         Process("timeline-fanout", ("-m", "services.timeline.fanout"), Stage.WORKER, database="timeline", redis=True,
                 calls=("graph", "post"), settings=(*STORE, "FEEDMESH_PUSH_MAX_FOLLOWERS", "FEEDMESH_WEBHOOK_URL"),
@@ -103,8 +108,10 @@ FEEDMESH = Mesh(
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
-        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True,
+                calls=("graph", "post", "ranking", "timeline", "session"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", "FEEDMESH_AUTH",
+                          "FEEDMESH_OIDC_ISSUER", "FEEDMESH_OIDC_AUDIENCE", "FEEDMESH_OIDC_TYPES"),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

@@ -187,7 +187,9 @@ def _told(mesh: Mesh) -> set[str]:
     at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
     nothing = Settings(1, Path(), None, None, "info", {})
     running = (process for process in mesh.processes if nothing.count(process))
-    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in running)
+    names = (
+        told(process, nothing, at, dsn="", redis="", secrets=dict.fromkeys(process.secrets, "")) for process in running
+    )
     return {name for own in names for name in own} - set(OWN)
 
 
@@ -200,9 +202,19 @@ class Addresses:
 
 
 def told(
-    process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str, replica: int = 0
+    process: Process,
+    settings: Settings,
+    at: Addresses,
+    *,
+    dsn: str,
+    redis: str,
+    secrets: Mapping[str, str],
+    replica: int = 0,
 ) -> dict[str, str]:
-    """All FEEDMESH_* variables of one replica: what its row asks for and nothing else. `dsn` is its database's."""
+    """All FEEDMESH_* variables of one replica: what its row asks for and nothing else.
+
+    `dsn` is its database's, `secrets` are those of all.
+    """
     metrics = at.metrics[settings.names(process)[replica]]
     env = {"FEEDMESH_LOG_LEVEL": settings.log_level, "FEEDMESH_METRICS_ADDRESS": _text(metrics)}
     if process.grpc:
@@ -213,10 +225,10 @@ def told(
         env["FEEDMESH_POSTGRES_DSN"] = dsn
     if process.redis:
         env["FEEDMESH_REDIS_URL"] = redis
-    if process.cursors:
-        env["FEEDMESH_CURSOR_SECRET"] = secret
+    env |= {f"FEEDMESH_{name}": secrets[name] for name in process.secrets}
     for callee in process.calls:
-        env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))
+        if at.grpc[callee]:
+            env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))
     return env | {name: settings.passed[name] for name in process.settings if name in settings.passed}
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from runtime import context, errors, metrics
@@ -79,10 +80,16 @@ def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
 
 
 def is_write(method: MethodDescriptor) -> bool:
-    """Whether an RPC changes something: then it takes a request_id, or items that do."""
+    """Whether an RPC changes something: then it takes a request_id, or items that do, or has a route that is no GET."""
     fields = method.input_type.fields_by_name
     item = fields["items"].message_type if "items" in fields else None
-    return "request_id" in fields or (item is not None and "request_id" in item.fields_by_name)
+    options: Any = method.GetOptions()
+    verb = options.Extensions[annotations_pb2.http].WhichOneof("pattern")
+    return (
+        verb not in (None, "get")
+        or "request_id" in fields
+        or (item is not None and "request_id" in item.fields_by_name)
+    )
 
 
 class Channel(grpc.aio.Channel):

@@ -6,6 +6,8 @@
     ├── Conflict               taken, or the same request is under way
     ├── Refused                well-formed, but against a rule
     ├── Forbidden              someone else's
+    ├── Unauthenticated        who asks is not known
+    ├── Throttled              too often
     └── Unavailable            a part that is needed cannot be reached, is too slow or is full
 
 Anything else that a handler raises is a defect: INTERNAL, with a text that says nothing.
@@ -91,6 +93,21 @@ class Forbidden(Error):
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
+class Unauthenticated(Error):
+    """Who asks is not known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Throttled(Error):
+    """Too often. A retry helps, later."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__("RATE_LIMITED", message)
+
+
 class Unavailable(Error):
     """Not now. A retry may help."""
 
@@ -101,7 +118,8 @@ class Unavailable(Error):
 
 
 KINDS: dict[int, type[Error]] = {
-    kind.code.value[0]: kind for kind in (InvalidArgument, NotFound, Conflict, Refused, Forbidden, Unavailable)
+    kind.code.value[0]: kind
+    for kind in (InvalidArgument, NotFound, Conflict, Refused, Forbidden, Unauthenticated, Throttled, Unavailable)
 }
 NOT_NOW = {code_pb2.DEADLINE_EXCEEDED, code_pb2.RESOURCE_EXHAUSTED, code_pb2.UNAVAILABLE, code_pb2.CANCELLED}
 

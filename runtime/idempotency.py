@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from runtime import errors, metrics, postgres
@@ -185,12 +187,23 @@ async def count(pool: postgres.Pool, actor_id: int) -> int:
 
 
 def fingerprint(request: Message) -> bytes:
-    """SHA-256 over a request's type and its content, its key left out."""
+    """SHA-256 over a request's type and its content, without its key and what is secret (`debug_redact`).
+
+    Of a password even this would be too much: it is guessed a million times a second.
+    """
     content = type(request)()
     content.CopyFrom(request)
     content.ClearField("request_id")
+    for secret in secret_fields(request.DESCRIPTOR):
+        content.ClearField(secret)
     name = content.DESCRIPTOR.full_name.encode()
     return hashlib.sha256(name + b"\0" + content.SerializeToString(deterministic=True)).digest()
+
+
+@cache
+def secret_fields(message: Descriptor) -> tuple[str, ...]:
+    """The fields of a message that are nobody's to see."""
+    return tuple(field.name for field in message.fields if field.GetOptions().debug_redact)
 
 
 async def prune(pool: postgres.Pool) -> bool:

@@ -16,5 +16,14 @@ class GraphSettings(config.ServerSettings, postgres.PostgresSettings):
     """How many people one person may follow."""
 
 
+class SessionSettings(config.ServerSettings, postgres.PostgresSettings):
+    """What the session server can be told."""
+
+    session_secret: config.Secret
+    """What signing keys are sealed with, and refresh tokens are made with; the same at every replica."""
+    signing_key_days: float = Field(default=30, gt=0, le=365)
+    """After how many days another key signs access tokens."""
+
+
 class UpkeepSettings(postgres.PostgresSettings):
     """What the upkeep worker can be told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from feedmesh.graph.v1 import graph_pb2 as pb
@@ -11,6 +11,7 @@ from feedmesh.graph.v1 import graph_pb2_grpc
 from runtime.paging import Cursors
 from runtime.postgres import Pool
 from services.graph import blocks, export, follows, relations, store, users
+from services.graph.passwords import Passwords
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GraphService"]
 
@@ -22,9 +23,10 @@ class GraphServicer(graph_pb2_grpc.GraphServiceServicer):
     pool: Pool
     cursors: Cursors
     max_following: int
+    passwords: Passwords = field(default_factory=Passwords)
 
     async def CreateUser(self, request: pb.CreateUserRequest, context: Any) -> pb.CreateUserResponse:
-        return await users.create_user(self.pool, request)
+        return await users.create_user(self.pool, self.passwords, request)
 
     async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:
         return pb.GetUserResponse(user=await users.get_user(self.pool, request.user_id, request.viewer_id))

@@ -607,7 +607,12 @@ async def traces(pool: Pool, user_id: int) -> dict[str, int]:
                (SELECT count(*) FROM blocks WHERE %(user)s IN (user_id, target_id)),
                (SELECT count(*) FROM mutes WHERE %(user)s IN (user_id, target_id)),
                (SELECT count(*) FROM user_counts WHERE user_id = %(user)s)
-                 + (SELECT count(*) FROM user_count_deltas WHERE user_id = %(user)s)""",
+                 + (SELECT count(*) FROM user_count_deltas WHERE user_id = %(user)s),
+               (SELECT count(*) FROM credentials WHERE user_id = %(user)s)
+                 + (SELECT count(*) FROM identities WHERE user_id = %(user)s)
+                 + (SELECT count(*) FROM sessions WHERE user_id = %(user)s)""",
         {"user": user_id},
     )
-    return dict(zip(("users", "followers", "follow_requests", "blocks", "mutes", "user_counts"), row, strict=True))
+    return dict(
+        zip(("users", "followers", "follow_requests", "blocks", "mutes", "user_counts", "sessions"), row, strict=True)
+    )

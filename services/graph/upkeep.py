@@ -1,12 +1,12 @@
 """The graph's upkeep worker: `python -m services.graph.upkeep [--once]`.
 
-Folds count deltas, clears away what hung on erased people, prunes old answers and changes.
+Folds count deltas, clears away what hung on erased people, prunes old answers, changes and sessions.
 """
 
 from __future__ import annotations
 
 from runtime import config, counts, idempotency, postgres, upkeep
-from services.graph import follows, store, users
+from services.graph import follows, session_store, store, users
 from services.graph.config import UpkeepSettings
 
 SWEPT_PEOPLE = 10
@@ -22,6 +22,7 @@ def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
         upkeep.Task(
             "prune_user_changes", 60, lambda: store.prune_user_changes(pool, 2 * users.MAX_CHANGES, PRUNE_BATCH)
         ),
+        upkeep.Task("prune_sessions", 60, lambda: session_store.prune(pool, PRUNE_BATCH)),
         upkeep.Task("prune_idempotency_keys", 60, lambda: idempotency.prune(pool)),
     )
 

@@ -6,7 +6,8 @@ from feedmesh.event.v1 import event_pb2
 from feedmesh.graph.v1 import graph_pb2 as pb
 from runtime import errors, idempotency, ids, outbox, postgres
 from runtime.postgres import Connection, Pool
-from services.graph import store
+from services.graph import session_store, store
+from services.graph.passwords import Passwords
 
 MAX_CHANGES = 1_000
 """Changes of people that are told one by one."""
@@ -14,11 +15,16 @@ NO_ACTOR = 0
 """Whose idempotency keys those of people are who have no id yet."""
 
 
-async def create_user(pool: Pool, request: pb.CreateUserRequest) -> pb.CreateUserResponse:
-    """Registers a person. Raises Conflict (USERNAME_TAKEN, EMAIL_TAKEN)."""
+async def create_user(pool: Pool, passwords: Passwords, request: pb.CreateUserRequest) -> pb.CreateUserResponse:
+    """Registers a person. Raises Conflict (USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN)."""
+    hashed = await passwords.hash(request.password) if request.HasField("password") else None
 
     async def work(connection: Connection) -> pb.CreateUserResponse:
         user_id = await store.insert_user(connection, request.username, request.email)
+        if hashed is not None:
+            await session_store.insert_password(connection, user_id, hashed)
+        if request.subject:
+            await session_store.insert_identity(connection, user_id, request.issuer, request.subject)
         await outbox.add(connection, user_id, event_pb2.Event(user_created=event_pb2.UserCreated(user_id=user_id)))
         # The stored answer names nobody: it outlives an erasure by up to a day.
         return pb.CreateUserResponse(user=pb.User(user_id=user_id))
@@ -54,6 +60,7 @@ async def delete_user(pool: Pool, request: pb.DeleteUserRequest) -> pb.DeleteUse
             raise not_found(request.user_id)
         if erased:
             await idempotency.forget(connection, request.user_id)
+            await session_store.forget(connection, request.user_id)
             fact = event_pb2.UserErased(user_id=request.user_id)
             await outbox.add(connection, request.user_id, event_pb2.Event(user_erased=fact))
         return pb.DeleteUserResponse()

@@ -211,7 +211,7 @@ async def ask_for_traces(mesh: WholeMesh, user_id: int) -> tuple[int, dict[str, 
         *(sys.executable, "-m", "services.timeline.admin", "erased", str(user_id), "--json"),
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("FEEDMESH_")},
-            **{f"FEEDMESH_{name.upper()}_TARGET": target for name, target in mesh.targets.items()},
+            **{f"FEEDMESH_{name.upper()}_TARGET": target for name, target in mesh.targets.items() if name != "session"},
             "FEEDMESH_POSTGRES_DSN": mesh.stores.dsn,
             "FEEDMESH_REDIS_URL": mesh.stores.url,
         },

@@ -12,12 +12,13 @@ from feedmesh.graph.v1 import graph_pb2 as pb
 from runtime import errors, metrics, postgres
 from runtime.postgres import Connection, Pool
 from services.graph import store, users
+from services.graph.passwords import Passwords
 from tests.fakes.databases import Databases, settings_of
 
 
 async def person(pool: Pool, name: str) -> int:
     request = pb.CreateUserRequest(username=name, email=f"{name}@example.org")
-    return (await users.create_user(pool, request)).user.user_id
+    return (await users.create_user(pool, Passwords(), request)).user.user_id
 
 
 async def rename(connection: Connection, user_id: int, name: str) -> None:

@@ -18,6 +18,7 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.options.v1 import options_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.ranking.v1 import ranking_pb2
+from feedmesh.session.v1 import session_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
 from launch import processes
@@ -25,7 +26,7 @@ from launch import settings as launch_settings
 from runtime import client, coalesce, config, errors
 
 ROOT = Path(__file__).parents[2]
-CONTRACTS = (graph_pb2, post_pb2, ranking_pb2, timeline_pb2)
+CONTRACTS = (graph_pb2, post_pb2, ranking_pb2, session_pb2, timeline_pb2)
 METHODS = [
     method
     for contract in CONTRACTS
@@ -44,8 +45,9 @@ def test_every_rpc_has_a_route_or_is_marked_internal(method: MethodDescriptor) -
     assert options.HasExtension(annotations_pb2.http) != options.Extensions[options_pb2.internal]
 
 
-IDEMPOTENT = {"ReadNotifications"}
-"""Writes that have no more effect when they come again: a mark that only rises."""
+IDEMPOTENT = {"ReadNotifications", "CreateSession", "RenewSession", "EndSession", "ChangePassword"}
+"""Writes that have no more effect when they come again: a mark that only rises; of sessions nothing is stored that a
+retry could be answered with."""
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
@@ -119,7 +121,7 @@ def test_the_launcher_tells_each_process_what_it_takes(process: processes.Proces
     told |= {"FEEDMESH_HTTP_HOST", "FEEDMESH_HTTP_PORT"} if process.http else set()
     told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
     told |= {"FEEDMESH_REDIS_URL"} if process.redis else set()
-    told |= {"FEEDMESH_CURSOR_SECRET"} if process.cursors else set()
+    told |= {f"FEEDMESH_{name}" for name in process.secrets}
     assert told == set(settings_of(process.name))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import settings
-from launch.datadir import cursor_secret, held
+from launch.datadir import held, secret
 from launch.processes import FEEDMESH
 from launch.settings import HOST, Addresses, Refused
 
@@ -114,14 +114,14 @@ def test_a_database_name_that_postgres_would_cut_short_is_refused() -> None:
 
 def test_a_child_gets_exactly_its_own() -> None:
     chosen = settings.read({"FEEDMESH_MAX_FOLLOWING": "7", "FEEDMESH_LOG_LEVEL": "debug"}, FEEDMESH)
-    servers = [process.name for process in FEEDMESH.processes if process.grpc]
+    servers = [process.name for process in FEEDMESH.processes if process.grpc and chosen.count(process)]
     at = Addresses(
         grpc={name: ((HOST, 10 + number),) for number, name in enumerate(servers)}
-        | {"ranking": ((HOST, 8), (HOST, 9))},
+        | {"ranking": ((HOST, 8), (HOST, 9)), "session": ()},
         metrics={process.name: (HOST, 20) for process in FEEDMESH.processes},
     )
     told = {
-        process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secret="secret")
+        process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secrets={"CURSOR_SECRET": "secret"})
         for process in FEEDMESH.processes
         if chosen.count(process)
     }
@@ -174,7 +174,8 @@ def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> 
     given = {process.replicas_setting: str(counts[process.name]) for process in FEEDMESH.processes}
     chosen = settings.read(given, FEEDMESH)
     # Nothing runs without what it needs.
-    assert chosen.count(next(each for each in FEEDMESH.processes if each.needs)) == 0
+    assert all(chosen.count(each) == 0 for each in FEEDMESH.processes if each.needs)
+    given |= {"FEEDMESH_AUTH": "builtin"}
     given |= {"FEEDMESH_WEBHOOK_URL": "https://push.example/hook", "FEEDMESH_WEBHOOK_SECRET": "x" * 32}
     chosen = settings.read(given, FEEDMESH)
     assert {process.name: chosen.count(process) for process in FEEDMESH.processes} == counts
@@ -183,7 +184,9 @@ def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> 
     for process in FEEDMESH.processes:
         names += chosen.names(process)
         for replica, name in enumerate(chosen.names(process)):
-            own = settings.told(process, chosen, at, dsn="", redis="", secret="", replica=replica)
+            own = settings.told(
+                process, chosen, at, dsn="", redis="", secrets=dict.fromkeys(process.secrets, ""), replica=replica
+            )
             ports += [own[key] for key in ("FEEDMESH_GRPC_ADDRESS", "FEEDMESH_METRICS_ADDRESS") if key in own]
             assert own["FEEDMESH_METRICS_ADDRESS"] == f"{HOST}:{at.metrics[name][1]}"
             if process.http:
@@ -246,10 +249,10 @@ def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
 
 def test_the_cursor_secret_is_made_once_and_private(tmp_path: Path) -> None:
     (tmp_path / "cursor-secret.new").write_text("half")
-    secret = cursor_secret(tmp_path)
-    assert len(bytes.fromhex(secret)) == 32
+    made = secret(tmp_path, "CURSOR_SECRET")
+    assert len(bytes.fromhex(made)) == 32
     assert (tmp_path / "cursor-secret").stat().st_mode & 0o777 == 0o600
-    assert cursor_secret(tmp_path) == secret
+    assert secret(tmp_path, "CURSOR_SECRET") == made
     (tmp_path / "cursor-secret").write_text("short\n")
     with pytest.raises(Refused, match="64 hexadecimal digits"):
-        cursor_secret(tmp_path)
+        secret(tmp_path, "CURSOR_SECRET")

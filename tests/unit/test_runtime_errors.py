@@ -26,6 +26,8 @@ KINDS = (
     errors.Conflict("USERNAME_TAKEN", "ä"),
     errors.Refused("FOLLOW_LIMIT", "enough"),
     errors.Forbidden("NOT_OWNER", "someone else's"),
+    errors.Unauthenticated("WRONG_CREDENTIALS", "wrong"),
+    errors.Throttled("too often"),
     errors.Unavailable("the deadline has passed"),
 )
 

@@ -84,6 +84,26 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 25
     """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 26
+    """ERROR_REASON_UNAUTHENTICATED: this takes somebody who has signed in. Sent by the gateway only."""
+    ERROR_REASON_INVALID_TOKEN: _ErrorReason.ValueType  # 27
+    """ERROR_REASON_INVALID_TOKEN: the access token is none of an issuer that counts here, or counts no more. Sign in again,
+    or renew the session. Sent by the gateway only.
+    """
+    ERROR_REASON_ACTING_AS_ANOTHER: _ErrorReason.ValueType  # 28
+    """ERROR_REASON_ACTING_AS_ANOTHER: the request names somebody else than who has signed in as who acts or looks. Sent by
+    the gateway only.
+    """
+    ERROR_REASON_NO_ACCOUNT: _ErrorReason.ValueType  # 29
+    """ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
+    gateway only.
+    """
+    ERROR_REASON_WRONG_CREDENTIALS: _ErrorReason.ValueType  # 37
+    """ERROR_REASON_WRONG_CREDENTIALS: there is no account with this name and password."""
+    ERROR_REASON_SESSION_ENDED: _ErrorReason.ValueType  # 38
+    """ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
+    ERROR_REASON_IDENTITY_TAKEN: _ErrorReason.ValueType  # 39
+    """ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -146,4 +166,24 @@ ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
 """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 25
 """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 26
+"""ERROR_REASON_UNAUTHENTICATED: this takes somebody who has signed in. Sent by the gateway only."""
+ERROR_REASON_INVALID_TOKEN: ErrorReason.ValueType  # 27
+"""ERROR_REASON_INVALID_TOKEN: the access token is none of an issuer that counts here, or counts no more. Sign in again,
+or renew the session. Sent by the gateway only.
+"""
+ERROR_REASON_ACTING_AS_ANOTHER: ErrorReason.ValueType  # 28
+"""ERROR_REASON_ACTING_AS_ANOTHER: the request names somebody else than who has signed in as who acts or looks. Sent by
+the gateway only.
+"""
+ERROR_REASON_NO_ACCOUNT: ErrorReason.ValueType  # 29
+"""ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
+gateway only.
+"""
+ERROR_REASON_WRONG_CREDENTIALS: ErrorReason.ValueType  # 37
+"""ERROR_REASON_WRONG_CREDENTIALS: there is no account with this name and password."""
+ERROR_REASON_SESSION_ENDED: ErrorReason.ValueType  # 38
+"""ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
+ERROR_REASON_IDENTITY_TAKEN: ErrorReason.ValueType  # 39
+"""ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -150,24 +150,40 @@ class CreateUserRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """username is 1 to 64 of a-z, A-Z, 0-9, "_", "." and "-", beginning and ending with a letter, a digit or "_"."""
     email: _builtins.str
     """email is an address of at most 254 characters."""
     request_id: _builtins.str
     """request_id makes a retry take effect once; "" means that a retry is a new request. At most 255 characters."""
+    password: _builtins.str
+    """password is what the person signs in with, where the mesh itself signs people in (FEEDMESH_AUTH=builtin). 8 to 256
+    characters, not the username and not the email address.
+    """
+    issuer: _builtins.str
+    """issuer is who says who this is, where people sign in elsewhere: `iss` of the token that the gateway verified."""
+    subject: _builtins.str
+    """subject is who this is there: `sub`. One has one account."""
     def __init__(
         self,
         *,
         username: _builtins.str = ...,
         email: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        password: _builtins.str | None = ...,
+        issuer: _builtins.str = ...,
+        subject: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_password", b"_password", "password", b"password"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "request_id", b"request_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_password", b"_password", "email", b"email", "issuer", b"issuer", "password", b"password", "request_id", b"request_id", "subject", b"subject", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__password: _TypeAlias = _typing.Literal["password"]  # noqa: Y015
+    _WhichOneofArgType__password: _TypeAlias = _typing.Literal["_password", b"_password"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__password) -> _WhichOneofReturnType__password | None: ...
 
 Global___CreateUserRequest: _TypeAlias = CreateUserRequest  # noqa: Y015
 

@@ -177,7 +177,7 @@ class GraphServiceServicer:
     """
 
     def CreateUser(self, request, context):
-        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
