@@ -8,13 +8,15 @@ from functools import partial
 from typing import NoReturn
 
 from gateway import openapi, server
+from gateway.addresses import Addresses, networks
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
+from gateway.limits import TIMEOUT_S, Limits
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
-from runtime import client, config, process
+from runtime import client, config, process, redis
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +29,26 @@ async def serve(settings: Settings, running: process.Process) -> None:
         for name, contract in CONTRACTS.items()
     }
     routes, hub = of_contracts(), Hub(channels["timeline"])
-    app = App(
-        [(route, route.call(channels[route.service])) for route in routes],
-        pages(
-            openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
-        ),
-        hub,
-        timeout_s=settings.request_timeout_ms / 1000,
-        max_requests=settings.max_concurrent_requests,
-    )
-    log.warning("local mode: every request is believed about who is acting; only this machine can reach the gateway")
-    live = asyncio.create_task(hub.run())
-    await server.serve(app, listener, running.stopping, hub.drain)
-    live.cancel()
+    async with redis.connect(settings, timeout_s=TIMEOUT_S) as store:
+        app = App(
+            [(route, route.call(channels[route.service])) for route in routes],
+            pages(
+                openapi.document(routes),
+                Readiness(channels, {route.service for route in routes}),
+                server.name(listener),
+            ),
+            hub,
+            timeout_s=settings.request_timeout_ms / 1000,
+            max_requests=settings.max_concurrent_requests,
+            limits=Limits(store, settings.quotas) if settings.limits else None,
+            addresses=Addresses(networks(settings.trusted_proxies)),
+        )
+        log.warning(
+            "local mode: every request is believed about who is acting; only this machine can reach the gateway"
+        )
+        live = asyncio.create_task(hub.run())
+        await server.serve(app, listener, running.stopping, hub.drain)
+        live.cancel()
     for channel in channels.values():
         await channel.close()
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from runtime.errors import Error
@@ -75,6 +75,12 @@ class Request:
     receive: Receive
     client: Client | None
     """None where the server is not gateway/server.py."""
+    address: str
+    """The client's (gateway/addresses.py)."""
+    user_id: int = 0
+    """Who is signed in; 0 for nobody."""
+    shown: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Headers that the answer carries, whatever it is."""
 
     @property
     def is_head(self) -> bool:
@@ -173,7 +179,7 @@ async def respond(send: Send, answer: Answer, request: Request) -> None:
     body = request.body
     if not body.done and body.cheap:
         await body.drain()
-    headers = [*answer.headers, (b"x-request-id", request.id.encode())]
+    headers = [*answer.headers, *request.shown, (b"x-request-id", request.id.encode())]
     if answer.status != 204:
         headers.append((b"content-length", b"%d" % len(answer.body)))
     if not body.done:

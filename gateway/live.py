@@ -22,7 +22,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +34,8 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
 from gateway.encode import Known, compiled
-from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
+from gateway.exchange import Receive, Request, Send, Sent, unless_gone
+from gateway.limits import READ
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
 from runtime.coalesce import RPC_ITEMS, Coalescer
@@ -563,24 +564,25 @@ class LiveSocket:
     """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
     screen."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, admit: Callable[[str, Request], Awaitable[None]]) -> None:
+        """`admit` raises why a request of a class of limits is not let in."""
         self._hub = hub
+        self._admit = admit
         self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
         """One connection, until the client leaves, says what is not understood, or this gateway ends."""
         await receive()  # what is connected
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = own_or_new_id(headers.get(b"x-request-id"))
-        context.request_id.set(request_id)
+        context.request_id.set(request.id)
         try:
-            asked: Any = self._transcoder({}, scope["query_string"], scope["headers"])
+            await self._admit(READ, request)
+            asked: Any = self._transcoder({}, request.query, request.all_headers)
             subscriber = self._hub.join(asked.user_id, token_of(asked.token))
         except errors.Error as error:
-            await refuse(send, error, request_id)
+            await refuse(send, error, request)
             return
-        telling = asyncio.create_task(self._tell(subscriber, request_id, send))
+        telling = asyncio.create_task(self._tell(subscriber, request, send))
         listening = asyncio.create_task(self._listen(subscriber, receive))
         try:
             await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
@@ -611,14 +613,15 @@ class LiveSocket:
             self._hub.put_on_screen(subscriber, screen.post_ids)
         return ""
 
-    async def _tell(self, subscriber: Subscriber, request_id: str, send: Send) -> None:
+    async def _tell(self, subscriber: Subscriber, request: Request, send: Send) -> None:
         async with aclosing(self._hub.events(subscriber)) as events:
             try:
                 event = await self._hub.first(events)
             except errors.Error as error:
-                await refuse(send, error, request_id)
+                await refuse(send, error, request)
                 return
-            await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id.encode())]})
+            headers = [*request.shown, (b"x-request-id", request.id.encode())]
+            await send({"type": "websocket.accept", "headers": headers})
             code = 1011
             try:
                 await send({"type": "websocket.send", "text": event.data.decode()})
@@ -655,7 +658,7 @@ class LiveEvents:
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
             event = await self._hub.first(events)
-            headers = [*HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [*HEADERS, *request.shown, (b"x-request-id", request.id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 if not request.is_head:
@@ -673,10 +676,10 @@ class LiveEvents:
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-async def refuse(send: Send, error: errors.Error, request_id: str) -> None:
+async def refuse(send: Send, error: errors.Error, request: Request) -> None:
     """Answers a wish for a WebSocket as any request that is refused."""
-    answer = problems.answer(error, request_id)
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    answer = problems.answer(error, request.id)
+    headers = [*answer.headers, *request.shown, (b"content-length", b"%d" % len(answer.body))]
     await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
 

@@ -65,6 +65,8 @@ class Mesh:
 
 SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
 STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
+LIMITS = ("FEEDMESH_LIMITS", "FEEDMESH_LIMIT_READ", "FEEDMESH_LIMIT_WRITE", "FEEDMESH_LIMIT_FOLLOW",
+          "FEEDMESH_LIMIT_LIKE", "FEEDMESH_LIMIT_SIGN_IN", "FEEDMESH_TRUSTED_PROXIES")  # fmt: skip
 
 FEEDMESH = Mesh(
     databases=(
@@ -103,8 +105,9 @@ FEEDMESH = Mesh(
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
-        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, redis=True,
+                calls=("graph", "post", "ranking", "timeline"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", *LIMITS),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

@@ -84,6 +84,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 25
     """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 35
+    """ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
+    `Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
+    the gateway only.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -146,4 +151,9 @@ ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
 """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 25
 """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 35
+"""ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
+`Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
+the gateway only.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
