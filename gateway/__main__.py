@@ -10,14 +10,16 @@ from typing import NoReturn
 
 from gateway import openapi, server
 from gateway.access import Access
+from gateway.addresses import Addresses, networks
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
 from gateway.issuers import OidcIssuer, OwnIssuer
+from gateway.limits import TIMEOUT_S, Limits
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
-from runtime import client, config, process
+from runtime import client, config, process, redis
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +36,29 @@ async def serve(settings: Settings, running: process.Process) -> None:
     issuer = issuer_of(settings, channels)
     routes = [route for route in of_contracts() if route.service != "session" or settings.auth == "builtin"]
     hub = Hub(channels["timeline"])
-    app = App(
-        [(route, route.call(channels[route.service])) for route in routes],
-        pages(
-            openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
-        ),
-        hub,
-        Access(issuer),
-        timeout_s=settings.request_timeout_ms / 1000,
-        max_requests=settings.max_concurrent_requests,
-    )
-    if issuer is None:
-        log.warning(
-            "local mode: every request is believed about who is acting; only this machine can reach the gateway"
+    async with redis.connect(settings, timeout_s=TIMEOUT_S) as store:
+        app = App(
+            [(route, route.call(channels[route.service])) for route in routes],
+            pages(
+                openapi.document(routes),
+                Readiness(channels, {route.service for route in routes}),
+                server.name(listener),
+            ),
+            hub,
+            Access(issuer),
+            timeout_s=settings.request_timeout_ms / 1000,
+            max_requests=settings.max_concurrent_requests,
+            limits=Limits(store, settings.quotas) if settings.limited else None,
+            addresses=Addresses(networks(settings.trusted_proxies)),
         )
-    tasks = [asyncio.create_task(each.run()) for each in (hub, issuer) if each is not None]
-    await server.serve(app, listener, running.stopping, hub.drain)
-    for task in tasks:
-        task.cancel()
+        if issuer is None:
+            log.warning(
+                "local mode: every request is believed about who is acting; only this machine can reach the gateway"
+            )
+        tasks = [asyncio.create_task(each.run()) for each in (hub, issuer) if each is not None]
+        await server.serve(app, listener, running.stopping, hub.drain)
+        for task in tasks:
+            task.cancel()
     for channel in channels.values():
         await channel.close()
 

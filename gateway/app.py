@@ -1,7 +1,7 @@
 """The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
 
-A request passes, outermost first: id and metrics → route and method → room → who asks → body → transcoding → call →
-encoding.
+A request passes, outermost first: id and metrics → route and method → who asks → limits → room → body → transcoding →
+call → encoding.
 Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py. Where the service streams
 its answer, each of its messages goes out as it comes; what fails then breaks the connection off.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 
 from gateway import metrics, problems
 from gateway.access import Access, acting, stranger
+from gateway.addresses import Addresses
 from gateway.exchange import (
     CLIENT,
     Answer,
@@ -34,11 +35,12 @@ from gateway.exchange import (
     respond,
     unless_gone,
 )
+from gateway.limits import READ, Limits
 from gateway.live import PATH, Hub, LiveEvents, LiveSocket
-from gateway.pages import Page
+from gateway.pages import UNLIMITED, Page
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
-from runtime.errors import Error, Unavailable, from_exception
+from runtime.errors import Error, Unauthenticated, Unavailable, from_exception
 from runtime.interceptors import MAX_STREAM_S
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class App:
         *,
         timeout_s: float,
         max_requests: int,
+        limits: Limits | None = None,
+        addresses: Addresses = Addresses(),  # noqa: B008 - it is never changed
     ) -> None:
         """`access` lets requests in; without it everybody is believed.
 
@@ -68,13 +72,17 @@ class App:
 
         Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
         """
-        entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
-        entries += [(path, "GET", page) for path, page in pages.items()]
+        entries: list[tuple[str, str, Any]] = [
+            (route.template, route.method, (route.limit_class, (route, call))) for route, call in routes
+        ]
+        entries += [(path, "GET", ("" if path in UNLIMITED else READ, page)) for path, page in pages.items()]
         self._access = access or Access(None)
-        self._socket = LiveSocket(hub, self._access) if hub is not None else None
+        self._socket = LiveSocket(hub, self._admit, self._access.counts) if hub is not None else None
         if hub is not None:
-            entries.append((PATH, "GET", LiveEvents(hub, self._access)))
+            entries.append((PATH, "GET", (READ, LiveEvents(hub, self._access.counts))))
         self._table = Table(entries)
+        self._limits = limits
+        self._addresses = addresses
         self._timeout_s = timeout_s
         self._max_requests = max_requests
         self._under_way = 0
@@ -83,12 +91,12 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
         if scope["type"] == "websocket" and self._socket is not None:
-            await self._socket(scope, receive, send)
+            await self._socket(self._incoming(scope, receive), scope.get("subprotocols", ()), receive, send)
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway serves no {scope['type']}")
         begun = time.perf_counter()
-        request = incoming(scope, receive)
+        request = self._incoming(scope, receive)
         context.request_id.set(request.id)
         context.deadline.set(time.monotonic() + self._timeout_s)
         template, status = "none", metrics.CLIENT_GONE
@@ -107,6 +115,24 @@ class App:
             requests.inc()
             seconds.observe(time.perf_counter() - begun)
 
+    def _incoming(self, scope: Scope, receive: Receive) -> Request:
+        """The request that an ASGI server hands over; one for a WebSocket is GET."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope.get("extensions", {}).get(CLIENT, {}).get("client")
+        peer = scope.get("client")
+        return Request(
+            id=own_or_new_id(headers.get(b"x-request-id")),
+            method=scope.get("method", "GET"),
+            raw_path=scope["raw_path"],
+            query=scope["query_string"],
+            headers=headers,
+            all_headers=scope["headers"],
+            body=Body(receive, headers, client),
+            receive=receive,
+            client=client,
+            address=self._addresses(peer and peer[0], scope["headers"]),
+        )
+
     async def _answer(self, request: Request, send: Send) -> tuple[str, Answer | Sent]:
         """The route's template and the answer."""
         found = self._table.find(request.raw_path)
@@ -120,7 +146,9 @@ class App:
                 return template, Answer(204, headers=allowed)
             error = Error("METHOD_NOT_ALLOWED", f"this path takes {allowed[0][1].decode()}")
             return template, problems.answer(error, request.id, headers=allowed)
+        limit_class, target = target
         try:
+            await self._admit(limit_class, request)
             if isinstance(target, tuple):
                 route, call = target
                 return template, await self._serve(route, call, path, request, send)
@@ -136,6 +164,22 @@ class App:
             log.exception("%s %s failed", request.method, template)
             return template, problems.answer(problems.INTERNAL, request.id)
 
+    async def _admit(self, limit_class: str, request: Request, offered: Sequence[str] = ()) -> None:
+        """Finds out who asks and lets them in, or raises why not. Of the class "" there is nothing to find out."""
+        if not limit_class:
+            return
+        try:
+            request.identity = await self._access(request.headers, offered)
+        except Unauthenticated:
+            await self._count(limit_class, request)
+            raise
+        await self._count(limit_class, request)
+
+    async def _count(self, limit_class: str, request: Request) -> None:
+        if self._limits is not None:
+            user_id = request.identity.user_id if request.identity else 0
+            await self._limits(limit_class, user_id, request.address, request.shown)
+
     async def _serve(
         self, route: Route, call: Any, path: Mapping[str, str], request: Request, send: Send
     ) -> Answer | Sent:
@@ -144,7 +188,7 @@ class App:
             raise Unavailable("the gateway has as many requests under way as it takes")
         self._under_way += 1
         try:
-            identity = await self._access(request.headers)
+            identity = request.identity
             if identity is not None and not identity.user_id and route.transcoder.needs_actor:
                 raise stranger(identity)
             content = b""
@@ -171,7 +215,7 @@ class App:
         context.deadline.set(time.monotonic() + MAX_STREAM_S)
         async with aclosing(call(message)) as records:
             record = await self._next(records)
-            headers = [*LINES_HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [*LINES_HEADERS, *request.shown, (b"x-request-id", request.id.encode())]
             await send({"type": "http.response.start", "status": route.status, "headers": headers})
             try:
                 async with asyncio.timeout(MAX_STREAM_S):
@@ -209,23 +253,6 @@ def severity(error: Error) -> int:
     if error.reason == "INTERNAL" or error.reason not in problems.STATUS:
         return logging.ERROR
     return logging.WARNING if isinstance(error, Unavailable) else logging.DEBUG
-
-
-def incoming(scope: Scope, receive: Receive) -> Request:
-    """The request that an ASGI server hands over."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    client = scope.get("extensions", {}).get(CLIENT, {}).get("client")
-    return Request(
-        id=own_or_new_id(headers.get(b"x-request-id")),
-        method=scope["method"],
-        raw_path=scope["raw_path"],
-        query=scope["query_string"],
-        headers=headers,
-        all_headers=scope["headers"],
-        body=Body(receive, headers, client),
-        receive=receive,
-        client=client,
-    )
 
 
 def expect_json(headers: Mapping[bytes, bytes]) -> None:

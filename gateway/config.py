@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from gateway.addresses import networks
 from gateway.auth import MAX_NAME
 from gateway.issuers import is_safe
+from gateway.limits import CLASSES, Quota
 from runtime import config
+from runtime.redis import RedisSettings
 
 
 def is_loopback(host: str) -> bool:
@@ -27,7 +30,23 @@ def issuer(address: str) -> str:
     return address
 
 
-class Settings(config.Settings):
+def quota(text: str) -> str:
+    """`text` itself; raises ValueError where it is no quota."""
+    Quota.of(text)
+    return text
+
+
+def proxies(text: str) -> str:
+    """`text` itself; raises ValueError where it does not consist of networks."""
+    networks(text)
+    return text
+
+
+QuotaText = Annotated[str, AfterValidator(quota)]
+"""requests/seconds, as in 600/60."""
+
+
+class Settings(RedisSettings):
     """What the gateway can be told."""
 
     http_host: str = "127.0.0.1"
@@ -57,16 +76,40 @@ class Settings(config.Settings):
     """What one request may take in all, in milliseconds; carried to the services as their deadline."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1_024
     """API requests under way at once; more are refused at once with 503."""
+    limits: bool | None = None
+    """Whether there are rate limits; unless said, where whoever asks is not just believed."""
+    limit_read: QuotaText = "600/60"
+    """How much one person may read. Each address may ten times as much, as it may be many people's."""
+    limit_write: QuotaText = "60/60"
+    """What has no limit of its own."""
+    limit_follow: QuotaText = "60/60"
+    """To follow, to unfollow, and what is said to requests to follow."""
+    limit_like: QuotaText = "120/60"
+    """To like and to take it back."""
+    limit_sign_in: QuotaText = "10/60"
+    """To sign in or up, by address."""
+    trusted_proxies: Annotated[str, AfterValidator(proxies)] = ""
+    """Networks of proxies that say whose requests they pass on, in CIDR notation and separated by commas."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there are rate limits."""
+        return self.auth != "local" if self.limits is None else self.limits
+
+    @property
+    def quotas(self) -> dict[str, Quota]:
+        """Each limit, by its class."""
+        return {name: Quota.of(getattr(self, f"limit_{name}")) for name in CLASSES}
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
         if self.auth == "local" and not is_loopback(self.http_host):
             raise ValueError(
-                "HTTP_HOST must be a loopback address (127.0.0.1, ::1 or localhost) unless AUTH is builtin or oidc: "
-                "without authentication the gateway believes whoever asks"
+                "FEEDMESH_HTTP_HOST: must be a loopback address (127.0.0.1, ::1 or localhost) unless FEEDMESH_AUTH is "
+                "builtin or oidc: without authentication the gateway believes whoever asks"
             )
         if self.auth != "local" and self.session_target is None:
-            raise ValueError("SESSION_TARGET is required with AUTH")
+            raise ValueError("FEEDMESH_SESSION_TARGET: is required with FEEDMESH_AUTH")
         if self.auth == "oidc" and not (self.oidc_issuer and self.oidc_audience):
-            raise ValueError("OIDC_ISSUER and OIDC_AUDIENCE are required with AUTH=oidc")
+            raise ValueError("FEEDMESH_OIDC_ISSUER, FEEDMESH_OIDC_AUDIENCE: are required with FEEDMESH_AUTH=oidc")
         return self

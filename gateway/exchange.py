@@ -6,9 +6,10 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from gateway.auth import Identity
 from runtime.errors import Error
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -75,6 +76,12 @@ class Request:
     receive: Receive
     client: Client | None
     """None where the server is not gateway/server.py."""
+    address: str
+    """The client's (gateway/addresses.py)."""
+    identity: Identity | None = None
+    """Who asks; None where whoever is named is believed."""
+    shown: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Headers that the answer carries, whatever it is."""
 
     @property
     def is_head(self) -> bool:
@@ -173,7 +180,7 @@ async def respond(send: Send, answer: Answer, request: Request) -> None:
     body = request.body
     if not body.done and body.cheap:
         await body.drain()
-    headers = [*answer.headers, (b"x-request-id", request.id.encode())]
+    headers = [*answer.headers, *request.shown, (b"x-request-id", request.id.encode())]
     if answer.status != 204:
         headers.append((b"content-length", b"%d" % len(answer.body)))
     if not body.done:

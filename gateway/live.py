@@ -22,7 +22,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +34,11 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
-from gateway.access import PROTOCOL, Access, acting
+from gateway.access import PROTOCOL, acting
+from gateway.auth import Identity
 from gateway.encode import Known, compiled
-from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
+from gateway.exchange import Receive, Request, Send, Sent, unless_gone
+from gateway.limits import READ
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
 from runtime.coalesce import RPC_ITEMS, Coalescer
@@ -239,6 +241,8 @@ class Subscriber:
         return taken
 
 
+Admit = Callable[[str, Request, Sequence[str]], Awaitable[None]]
+"""Takes the class of limits, and the subprotocols of a WebSocket that is asked for."""
 Changes = asyncio.Queue[tuple[str, int]]
 """What a stream is to be told of subscribers, by number: begin, end, screen."""
 
@@ -571,28 +575,31 @@ class LiveSocket:
     """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
     screen."""
 
-    def __init__(self, hub: Hub, access: Access) -> None:
+    def __init__(self, hub: Hub, admit: Admit, counts: Callable[[Identity | None], bool]) -> None:
+        """`admit` raises why a request is not let in, `counts` says whether who was may stay."""
         self._hub = hub
-        self._access = access
+        self._admit = admit
+        self._counts = counts
         self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, until the client leaves, says what is not understood, or this gateway ends."""
+    async def __call__(self, request: Request, offered: Sequence[str], receive: Receive, send: Send) -> None:
+        """One connection, until the client leaves, says what is not understood, may not stay, or this gateway ends.
+
+        `offered` are the subprotocols that the client speaks.
+        """
         await receive()  # what is connected
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = own_or_new_id(headers.get(b"x-request-id"))
-        context.request_id.set(request_id)
+        context.request_id.set(request.id)
         try:
-            offered = scope.get("subprotocols", ())
-            identity = await self._access(headers, offered)
-            asked: Any = self._transcoder({}, scope["query_string"], scope["headers"], b"", acting(identity))
-            subscriber = self._hub.join(asked.user_id, token_of(asked.token), partial(self._access.counts, identity))
+            await self._admit(READ, request, offered)
+            asked: Any = self._transcoder({}, request.query, request.all_headers, b"", acting(request.identity))
+            may_stay = partial(self._counts, request.identity)
+            subscriber = self._hub.join(asked.user_id, token_of(asked.token), may_stay)
         except errors.Error as error:
-            await refuse(send, error, request_id)
+            await refuse(send, error, request)
             return
-        accepted = {"subprotocol": PROTOCOL} if PROTOCOL in offered else {}
-        telling = asyncio.create_task(self._tell(subscriber, request_id, accepted, send))
+        protocol = PROTOCOL if PROTOCOL in offered else None
+        telling = asyncio.create_task(self._tell(subscriber, request, protocol, send))
         listening = asyncio.create_task(self._listen(subscriber, receive))
         try:
             await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
@@ -623,14 +630,15 @@ class LiveSocket:
             self._hub.put_on_screen(subscriber, screen.post_ids)
         return ""
 
-    async def _tell(self, subscriber: Subscriber, request_id: str, accepted: dict[str, str], send: Send) -> None:
+    async def _tell(self, subscriber: Subscriber, request: Request, protocol: str | None, send: Send) -> None:
         async with aclosing(self._hub.events(subscriber)) as events:
             try:
                 event = await self._hub.first(events)
             except errors.Error as error:
-                await refuse(send, error, request_id)
+                await refuse(send, error, request)
                 return
-            await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id.encode())], **accepted})
+            headers = [*request.shown, (b"x-request-id", request.id.encode())]
+            await send({"type": "websocket.accept", "headers": headers, "subprotocol": protocol})
             code = 1011
             try:
                 await send({"type": "websocket.send", "text": event.data.decode()})
@@ -652,18 +660,18 @@ class LiveSocket:
 class LiveEvents:
     """`GET /live/events?user_id=`: a stream of Server-Sent Events."""
 
-    def __init__(self, hub: Hub, access: Access) -> None:
+    def __init__(self, hub: Hub, counts: Callable[[Identity | None], bool]) -> None:
+        """`counts` says whether who was let in may stay."""
         self._hub = hub
-        self._access = access
+        self._counts = counts
         self._transcoder = Transcoder(pb.LiveEventsRequest.DESCRIPTOR, (), has_body=False)
 
     async def __call__(self, request: Request, send: Send) -> Sent:
         """Answers until the client leaves or this gateway ends. Raises what goes wrong before the first event."""
-        identity = await self._access(request.headers)
-        asked: Any = self._transcoder({}, request.query, request.all_headers, b"", acting(identity))
+        asked: Any = self._transcoder({}, request.query, request.all_headers, b"", acting(request.identity))
         await request.body.skip()
         subscriber = self._hub.join(
-            asked.user_id, token_of(asked.last_event_id), partial(self._access.counts, identity)
+            asked.user_id, token_of(asked.last_event_id), partial(self._counts, request.identity)
         )
         context.deadline.set(None)
         try:
@@ -674,7 +682,7 @@ class LiveEvents:
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
             event = await self._hub.first(events)
-            headers = [*HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [*HEADERS, *request.shown, (b"x-request-id", request.id.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 if not request.is_head:
@@ -692,10 +700,10 @@ class LiveEvents:
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-async def refuse(send: Send, error: errors.Error, request_id: str) -> None:
+async def refuse(send: Send, error: errors.Error, request: Request) -> None:
     """Answers a wish for a WebSocket as any request that is refused."""
-    answer = problems.answer(error, request_id)
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    answer = problems.answer(error, request.id)
+    headers = [*answer.headers, *request.shown, (b"content-length", b"%d" % len(answer.body))]
     await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
 

@@ -24,6 +24,12 @@ SECONDS = Histogram(
 )
 LIVE_SUBSCRIBERS = Gauge("feedmesh_live_subscribers", "Live connections.")
 LIVE_EVENTS = Counter("feedmesh_live_events_total", "Events that were told live connections, by kind.", ["event"])
+LIMITS = Counter(
+    "feedmesh_limits_total",
+    "Requests that a rate limit refused, and while Redis is away those that passed uncounted, or were sign-ins, and "
+    "unavailable. By the limit's class.",
+    ["limit", "outcome"],
+)
 UNDER_WAY = Gauge("http_server_active_requests", "API requests under way.")
 
 

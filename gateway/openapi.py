@@ -68,6 +68,19 @@ LIVE: Mapping[str, Live] = {
         timeline_pb2.LiveScreen.DESCRIPTOR.full_name,
     ),
 }
+LIMIT_HEADERS: Schema = {
+    "RateLimit-Policy": {
+        "description": "Of the limits, if there are any, the one that leaves the least: so many requests (q) in so "
+        "many seconds (w). As in draft-ietf-httpapi-ratelimit-headers-11.",
+        "schema": {"type": "string"},
+        "example": '"read";q=600;w=60',
+    },
+    "RateLimit": {
+        "description": "What it leaves: requests (r), and the seconds in which there will not be more (t).",
+        "schema": {"type": "string"},
+        "example": '"read";r=599;t=1',
+    },
+}
 EACH_A_LINE = (
     "Sent as it is read, each as one JSON object a line. Where it fails on the way, the connection ends without the "
     "last chunk."
@@ -209,15 +222,12 @@ def responses(route: Route, text: str, example: Schema | None, schemas: Schemas)
         "description": comment(body.full_name) + (f" {EACH_A_LINE}" if route.streams else ""),
         "content": {LINES if route.streams else "application/json": media},
     }
-    headers = route.encoder.headers
-    if headers:
-        success["headers"] = {
-            header: {"description": comment(output.fields_by_name[name].full_name), "schema": {"type": "string"}}
-            for name, header in headers.items()
-        }
-    reasons = {"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", "BODY_TOO_LARGE", "REQUEST_TIMEOUT"} | set(
-        re.findall(r"[A-Z_]+", text)
-    ) & set(problems.STATUS)
+    success["headers"] = LIMIT_HEADERS | {
+        header: {"description": comment(output.fields_by_name[name].full_name), "schema": {"type": "string"}}
+        for name, header in route.encoder.headers.items()
+    }
+    reasons = {"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", "BODY_TOO_LARGE", "REQUEST_TIMEOUT", "RATE_LIMITED"}
+    reasons |= set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
     if route.transcoder.has_body:
         reasons |= {"MALFORMED_JSON", "UNSUPPORTED_MEDIA_TYPE"}
     if route.transcoder.headers:
@@ -231,13 +241,18 @@ def failures(reasons: Collection[str]) -> Schema:
     for reason in problems.STATUS:
         if reason in reasons:
             by_status.setdefault(problems.STATUS[reason].value, []).append(reason)
-    return {
+    found: Schema = {
         str(status): {
             "description": "\n\n".join(f"`{reason.lower()}`: {reason_text(reason)}" for reason in by_status[status]),
             "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in sorted(by_status)
     }
+    if "RATE_LIMITED" in reasons:
+        found["429"]["headers"] = LIMIT_HEADERS | {
+            "Retry-After": {"description": "In how many seconds the next is taken.", "schema": {"type": "integer"}}
+        }
+    return found
 
 
 def live(rpc: Live, schemas: Schemas) -> Schema:
@@ -259,8 +274,14 @@ def live(rpc: Live, schemas: Schemas) -> Schema:
             for field, name, place in ((user_id, "user_id", "query"), (token, *rpc.token))
         ],
         "responses": {
-            rpc.status: {"description": f"{rpc.answer} {comment(rpc.said)}".strip(), **rpc.content},
-            **failures({"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "UNAVAILABLE", "INTERNAL"}),
+            rpc.status: {
+                "description": f"{rpc.answer} {comment(rpc.said)}".strip(),
+                "headers": LIMIT_HEADERS,
+                **rpc.content,
+            },
+            **failures(
+                {"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "RATE_LIMITED", "UNAVAILABLE", "INTERNAL"}
+            ),
         },
     }
 

@@ -18,6 +18,9 @@ from swagger_ui_bundle import swagger_ui_path
 from gateway.exchange import Answer
 from gateway.health import SERVING, Readiness
 
+UNLIMITED = frozenset(("/healthz", "/readyz", "/metrics"))
+"""Paths of those who look after this process: without rate limits."""
+
 Page = Callable[[str], Awaitable[Answer]]
 """Takes the request's `Host` header ("" without); gives the answer to GET."""
 

@@ -11,10 +11,12 @@ from http import HTTPStatus
 import orjson
 
 from gateway.exchange import Answer, Headers
-from runtime.errors import Error
+from runtime.errors import Error, Throttled
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+THROTTLED_S = 6
+"""After how long the session service takes another try (services/graph/session_store.py)."""
 CHALLENGE = b'Bearer realm="feedmesh"'
 INVALID = CHALLENGE + b', error="invalid_token"'
 
@@ -48,6 +50,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "BLOCK_LIMIT": HTTPStatus.UNPROCESSABLE_ENTITY,
     "MUTE_LIMIT": HTTPStatus.UNPROCESSABLE_ENTITY,
     "TOO_MANY_STREAMS": HTTPStatus.TOO_MANY_REQUESTS,
+    "RATE_LIMITED": HTTPStatus.TOO_MANY_REQUESTS,
     "REQUEST_ID_REUSED": HTTPStatus.UNPROCESSABLE_ENTITY,
     "INTERNAL": HTTPStatus.INTERNAL_SERVER_ERROR,
     "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -77,6 +80,8 @@ def answer(error: Error, request_id: str, headers: Headers = ()) -> Answer:
     if status is HTTPStatus.UNAUTHORIZED:
         # RFC 6750, 3.1: of who sent no token nothing is said.
         sent.append((b"www-authenticate", INVALID if error.reason == "INVALID_TOKEN" else CHALLENGE))
+    if isinstance(error, Throttled):
+        sent.append((b"retry-after", str(THROTTLED_S).encode()))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         sent.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     return Answer(status.value, orjson.dumps(document), sent)

@@ -24,6 +24,7 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.session.v1 import session_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway.encode import Encoder
+from gateway.limits import CLASSES, READ, WRITE
 from gateway.transcode import Transcoder
 from runtime import coalesce
 from runtime.paging import MAX_BATCH_POSTS, most_posts
@@ -56,6 +57,8 @@ class Route:
     template: str
     """As in `/posts/{post_id}`; the label of metrics."""
     status: int
+    limit_class: str
+    """Of gateway/limits.py."""
     response_body: str
     transcoder: Transcoder
     encoder: Encoder
@@ -125,12 +128,16 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
         raise TypeError(f"{rpc.full_name}: only a read may stream its answer, as whole messages without headers")
     template = getattr(rule, verb)
     names = tuple(segment[1:-1] for segment in segments(template) if segment.startswith("{"))
+    limit_class = option(rpc, options_pb2.limit_class) or (READ if verb == "get" else WRITE)
+    if limit_class not in CLASSES:
+        raise TypeError(f"{rpc.full_name}: there is no class of limits {limit_class!r}")
     return Route(
         service=service,
         rpc=rpc,
         method=verb.upper(),
         template=template,
         status=option(rpc, options_pb2.success_status) or 200,
+        limit_class=limit_class,
         response_body=rule.response_body,
         transcoder=Transcoder(rpc.input_type, names, has_body=rule.body == "*"),
         encoder=encoder,

@@ -66,6 +66,9 @@ class Mesh:
 SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
 STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
 CURSORS = ("CURSOR_SECRET",)
+AUTH = ("FEEDMESH_AUTH", "FEEDMESH_OIDC_ISSUER", "FEEDMESH_OIDC_AUDIENCE", "FEEDMESH_OIDC_TYPES")
+LIMITS = ("FEEDMESH_LIMITS", "FEEDMESH_LIMIT_READ", "FEEDMESH_LIMIT_WRITE", "FEEDMESH_LIMIT_FOLLOW",
+          "FEEDMESH_LIMIT_LIKE", "FEEDMESH_LIMIT_SIGN_IN", "FEEDMESH_TRUSTED_PROXIES")  # fmt: skip
 
 FEEDMESH = Mesh(
     databases=(
@@ -108,10 +111,9 @@ FEEDMESH = Mesh(
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
-        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True,
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, redis=True,
                 calls=("graph", "post", "ranking", "timeline", "session"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", "FEEDMESH_AUTH",
-                          "FEEDMESH_OIDC_ISSUER", "FEEDMESH_OIDC_AUDIENCE", "FEEDMESH_OIDC_TYPES"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", *AUTH, *LIMITS),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

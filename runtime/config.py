@@ -58,7 +58,12 @@ def load(kind: type[S]) -> S:
         settings = kind()
     except ValidationError as error:
         # The environment's value stays out of the line: it may be a secret.
-        wrong += [f"{PREFIX}{str(e['loc'][0]).upper() if e['loc'] else ''}: {e['msg']}" for e in error.errors()]
+        wrong += [
+            f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}"
+            if e["loc"]
+            else e["msg"].removeprefix("Value error, ")  # about several, and names them itself
+            for e in error.errors()
+        ]
     if wrong:
         fail(*sorted(wrong))
     return settings

@@ -6,10 +6,12 @@ tell when it lost something: runtime/epochs.py.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import StringConstraints
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -30,6 +32,7 @@ FULL = 0.98
 """The part of its memory at which a server counts as full: it will refuse the next writes, unless it evicts."""
 
 Connect = Callable[[Any], Awaitable[None]]
+T = TypeVar("T")
 
 
 class RedisSettings(config.Settings):
@@ -139,6 +142,27 @@ async def exchange(client: Redis, commands: Sequence[bytes], *, may_fail: int = 
         if isinstance(each, ResponseError):
             raise each
     return found
+
+
+class Library:
+    """Functions that run in Redis, of a file in Lua. VERSION in it stands for a hash of its text, so that two releases
+    run side by side."""
+
+    def __init__(self, path: Path) -> None:
+        source = path.read_text()
+        self.version = hashlib.sha256(source.encode()).hexdigest()[:12]
+        self.source = source.replace("VERSION", self.version)
+
+    async def within(self, client: Redis, work: Callable[[], Awaitable[T]]) -> T:
+        """What work with these functions gives. Where a server lacks them they are loaded, and it is done again."""
+        try:
+            return await work()
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+            # A server that is new, or came back without its memory.
+            await client.function_load(self.source, replace=True)
+            return await work()
 
 
 def unfit(server: Server) -> str | None:

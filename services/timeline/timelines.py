@@ -23,9 +23,8 @@ it is not sent it again.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -37,7 +36,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from runtime import ids, members, redis
 from runtime.members import Members
@@ -69,8 +67,8 @@ HOMES = "feedmesh:{timeline.??}:home:" + ID_DIGITS * "?"
 ALL = "feedmesh:{timeline.*}:*"
 """All home and author timelines."""
 
-SOURCE = Path(__file__).with_name("timelines.lua").read_text()
-VERSION = hashlib.sha256(SOURCE.encode()).hexdigest()[:12]
+LIBRARY = redis.Library(Path(__file__).with_name("timelines.lua"))
+VERSION = LIBRARY.version
 
 
 Rows = Members | Sequence[tuple[int, int, int]]
@@ -206,7 +204,7 @@ class Timelines:
             )
             for key, most in newest.items()
         ]
-        stored = await self._with_functions(partial(redis.exchange, self.client, commands))
+        stored = await LIBRARY.within(self.client, partial(redis.exchange, self.client, commands))
         same = {
             at: known[key]
             for at, (key, each) in enumerate(zip(newest, stored, strict=True))
@@ -253,7 +251,8 @@ class Timelines:
         calls = push_commands(kind, pushes, bulk(self.cap) + bulk(self.slack))
         found = 0
         for at in range(0, len(calls), PUSH_CALLS):
-            found += sum(await self._with_functions(partial(redis.exchange, self.client, calls[at : at + PUSH_CALLS])))
+            some = partial(redis.exchange, self.client, calls[at : at + PUSH_CALLS])
+            found += sum(await LIBRARY.within(self.client, some))
         return found
 
     # For the auditor, the operator, and erasures.
@@ -313,17 +312,7 @@ class Timelines:
         async def call() -> Any:
             return await self.client.fcall(f"{function}_{VERSION}", len(keys), *keys, *arguments)
 
-        return await self._with_functions(call)
-
-    async def _with_functions(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        try:
-            return await work()
-        except ResponseError as error:
-            if "Function not found" not in str(error):
-                raise
-            # A server that is new, or came back without its memory.
-            await self.client.function_load(SOURCE.replace("VERSION", VERSION), replace=True)
-            return await work()
+        return await LIBRARY.within(self.client, call)
 
 
 def push_commands(kind: Kind, pushes: Sequence[tuple[Sequence[int] | Ids, Rows]], limits: bytes) -> list[bytes]:

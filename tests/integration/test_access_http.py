@@ -281,7 +281,9 @@ async def test_a_new_key_of_the_issuer_counts(
 
 # Settings.
 
-TARGETS = {f"{name}_target": "127.0.0.1:1" for name in ("graph", "post", "ranking", "timeline", "session")}
+TARGETS = {f"{name}_target": "127.0.0.1:1" for name in ("graph", "post", "ranking", "timeline", "session")} | {
+    "redis_url": "redis://127.0.0.1:1/0"
+}
 OIDC = {"auth": "oidc", "oidc_issuer": "https://issuer.example/", "oidc_audience": "feedmesh"}
 
 

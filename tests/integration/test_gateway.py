@@ -24,6 +24,7 @@ from feedmesh.timeline.v1 import timeline_pb2, timeline_pb2_grpc
 from gateway import openapi, server
 from gateway.app import App
 from gateway.health import Readiness
+from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, context, errors
@@ -186,13 +187,14 @@ async def running() -> AsyncIterator[Running]:
         yield it
 
 
-def gateway(*, timeout_s: float = 5.0, max_requests: int = 64) -> Any:
-    return _Gateway(timeout_s, max_requests)
+def gateway(*, timeout_s: float = 5.0, max_requests: int = 64, live: bool = False, **options: Any) -> Any:
+    """A gateway for a block, with further options of the app."""
+    return _Gateway(live, {"timeout_s": timeout_s, "max_requests": max_requests, **options})
 
 
 class _Gateway:
-    def __init__(self, timeout_s: float, max_requests: int) -> None:
-        self.timeout_s, self.max_requests = timeout_s, max_requests
+    def __init__(self, live: bool, options: dict[str, Any]) -> None:
+        self.live, self.options = live, options
 
     async def __aenter__(self) -> Running:
         mesh = Mesh()
@@ -215,8 +217,8 @@ class _Gateway:
         app = App(
             [(route, route.call(self.channels[route.service])) for route in routes],
             pages(openapi.document(routes), Readiness(self.channels, self.channels.keys()), server.name(listener)),
-            timeout_s=self.timeout_s,
-            max_requests=self.max_requests,
+            Hub(self.channels["timeline"]) if self.live else None,
+            **self.options,
         )
         address = listener.getsockname()
         self.stopping = asyncio.Event()

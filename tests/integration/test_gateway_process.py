@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 20.0
 NOBODY = {f"FEEDMESH_{name}_TARGET": "127.0.0.1:1" for name in ("GRAPH", "POST", "RANKING", "TIMELINE")}
+NOBODY["FEEDMESH_REDIS_URL"] = "redis://127.0.0.1:1/0"
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -83,13 +84,27 @@ def test_a_taken_port_is_one_line() -> None:
 
 
 def test_every_wrong_setting_is_named() -> None:
-    said = refused(HTTP_PORT="99999", REQUEST_TIMEOUT_MS="soon", COLOUR="red", POST_TARGET="")
+    said = refused(
+        HTTP_PORT="99999",
+        REQUEST_TIMEOUT_MS="soon",
+        COLOUR="red",
+        POST_TARGET="",
+        LIMIT_READ="600",
+        LIMIT_LIKE="0/60",
+        LIMIT_WRITE="9999999/1",
+        TRUSTED_PROXIES="10.0.0.0/8, here",
+    )
     assert [line.split(":")[0] for line in said.splitlines()] == [
         "FEEDMESH_COLOUR",
         "FEEDMESH_HTTP_PORT",
+        "FEEDMESH_LIMIT_LIKE",
+        "FEEDMESH_LIMIT_READ",
+        "FEEDMESH_LIMIT_WRITE",
         "FEEDMESH_POST_TARGET",
         "FEEDMESH_REQUEST_TIMEOUT_MS",
+        "FEEDMESH_TRUSTED_PROXIES",
     ]
+    assert "as in 600/60" in said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

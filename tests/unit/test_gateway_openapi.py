@@ -28,7 +28,9 @@ def test_every_route_is_there_with_its_words() -> None:
         assert operation["description"]
         assert operation["summary"]
         assert str(route.status) in operation["responses"]
-        assert {"400", "500", "503"} <= set(operation["responses"])
+        assert {"400", "429", "500", "503"} <= set(operation["responses"])
+        for status in (str(route.status), "429"):
+            assert {"RateLimit", "RateLimit-Policy"} <= set(operation["responses"][status]["headers"])
         names = {parameter["name"] for parameter in operation["parameters"]}
         names |= set(operation.get("requestBody", {"content": {"application/json": {"schema": {"properties": {}}}}})[
             "content"]["application/json"]["schema"]["properties"])  # fmt: skip

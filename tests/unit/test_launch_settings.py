@@ -143,6 +143,7 @@ def test_a_child_gets_exactly_its_own() -> None:
     assert told["gateway"] == common | {
         "FEEDMESH_HTTP_HOST": "127.0.0.1",
         "FEEDMESH_HTTP_PORT": "8080",
+        "FEEDMESH_REDIS_URL": "redis",
         "FEEDMESH_GRAPH_TARGET": "127.0.0.1:10",
         "FEEDMESH_POST_TARGET": "127.0.0.1:11",
         "FEEDMESH_RANKING_TARGET": "127.0.0.1:8,127.0.0.1:9",

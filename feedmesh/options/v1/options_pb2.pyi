@@ -15,6 +15,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 INTERNAL_FIELD_NUMBER: _builtins.int
 SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
 BATCH_FIELD_NUMBER: _builtins.int
+LIMIT_CLASS_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
 ACTOR_FIELD_NUMBER: _builtins.int
@@ -27,6 +28,10 @@ batch: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, 
 """batch names the RPC of the same service that takes many of this RPC's requests at once, so that callers can send
 together what they ask at the same time. Its request has `items`, requests of this RPC; its response has `items`,
 one for one, each with either `result`, a response of this RPC, or `error`, a google.rpc.Status.
+"""
+limit_class: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
+"""limit_class names the class of routes that this RPC's route is of, as far as rate limits go: `read`, `write`, `follow`,
+`like` or `sign_in`. Where nothing is said, GET is a read and the others are writes.
 """
 header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """header names the HTTP header that carries this response field; the field is then no part of the JSON body.

@@ -1,0 +1,116 @@
+"""Whose address a request comes from: the peer's, or what proxies say of theirs, as far as they are trusted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from gateway.exchange import Headers
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+UNKNOWN = "unknown"
+"""The address of a peer that has none, as RFC 7239 calls it."""
+CACHED = 4_096
+"""Addresses that are remembered as they were read."""
+LONGEST = 64
+"""Characters that an address with a port can have."""
+PORT = r"(?::[0-9]{1,5})?"
+WITH_PORT = re.compile(rf"([0-9.]+){PORT}|\[([0-9A-Fa-f:.]+)\]{PORT}")
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - what RFC 9110 calls a token
+PAIR = re.compile(rf'[ \t]*(?:({TOKEN})=(?:({TOKEN})|"((?:[^"\\]|\\.)*)"))?[ \t]*(?:(;)|(,)|\Z)')
+
+
+class Addresses:
+    """Reads addresses of clients. `trusted` are the networks of proxies that say whom they speak for."""
+
+    def __init__(self, trusted: Sequence[Network] = ()) -> None:
+        self._trusted = trusted
+        self._is_trusted = lru_cache(CACHED)(lambda address: any(address in network for network in trusted))
+
+    def __call__(self, peer: str | None, headers: Headers) -> str:
+        """The client's address in its shortest form, UNKNOWN where there is none. Raises nothing, whatever comes.
+
+        X-Forwarded-For and Forwarded (RFC 7239) are read from the right, for as long as who wrote an entry is a trusted
+        proxy. Where an entry that counts is no address, or the two headers differ, it is the peer's own.
+        """
+        own = parsed(peer or "")
+        if own is None:
+            return UNKNOWN
+        if not self._trusted or not self._is_trusted(own):
+            return str(own)
+        said = {
+            self._client(own, entries(b",".join(value for name, value in headers if name == header).decode("latin-1")))
+            for header, entries in HEADERS.items()
+            if any(name == header for name, _ in headers)
+        }
+        client = said.pop() if len(said) == 1 else None
+        return str(client or own)
+
+    def _client(self, own: Address, entries: Sequence[str]) -> Address | None:
+        """The first from the right that is no trusted proxy, or the last; None where one on the way is malformed."""
+        client: Address | None = own
+        for entry in reversed(entries):
+            client = parsed(entry)
+            if client is None or not self._is_trusted(client):
+                break
+        return client
+
+
+def x_forwarded_for(value: str) -> list[str]:
+    """The entries of X-Forwarded-For."""
+    return [entry.strip(" \t") for entry in value.split(",")]
+
+
+def forwarded(value: str) -> list[str]:
+    """Of each element of Forwarded its `for`, "" where it has none; only an empty one where the header is malformed."""
+    found, element, at = [], "", 0
+    while at <= len(value):
+        pair = PAIR.match(value, at)
+        if pair is None:
+            return [""]
+        name, token, quoted, goes_on, _ = pair.groups()
+        if name and name.lower() == "for":
+            element = token or re.sub(r"\\(.)", r"\1", quoted or "")
+        if not goes_on:
+            found.append(element)
+            element = ""
+        at = pair.end() if goes_on or pair.group(5) else len(value) + 1
+    return found
+
+
+HEADERS = {b"x-forwarded-for": x_forwarded_for, b"forwarded": forwarded}
+
+
+def parsed(text: str) -> Address | None:
+    """An address, with or without a port; None for anything else. One of IPv4 within IPv6 counts as IPv4."""
+    return _parsed(text) if len(text) <= LONGEST else None
+
+
+@lru_cache(CACHED)
+def _parsed(text: str) -> Address | None:
+    if found := WITH_PORT.fullmatch(text):
+        text = found[1] or found[2]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or IPv6Address(int(address))  # without the zone of a link-local one
+    return address
+
+
+@lru_cache(CACHED)
+def network_of(address: str) -> bytes:
+    """What one client can be expected to have of addresses: one of IPv4, a /64 of IPv6."""
+    if ":" not in address:
+        return address.encode()
+    return str(ip_network((address, 64), strict=False)).encode()
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks in CIDR notation, separated by commas; none of "". Raises ValueError."""
+    return tuple(ip_network(each.strip()) for each in text.split(",")) if text else ()
