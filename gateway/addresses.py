@@ -28,8 +28,13 @@ class Addresses:
     """Reads addresses of clients. `trusted` are the networks of proxies that say whom they speak for."""
 
     def __init__(self, trusted: Sequence[Network] = ()) -> None:
-        self._trusted = trusted
-        self._is_trusted = lru_cache(CACHED)(lambda address: any(address in network for network in trusted))
+        @lru_cache(CACHED)
+        def known(text: str) -> tuple[str, bool] | None:
+            """An address in its shortest form, and whether it is a trusted proxy's."""
+            address = parsed(text)
+            return address and (str(address), any(address in network for network in trusted))
+
+        self._known = known
 
     def __call__(self, peer: str | None, headers: Headers) -> str:
         """The client's address in its shortest form, UNKNOWN where there is none. Raises nothing, whatever comes.
@@ -37,25 +42,27 @@ class Addresses:
         X-Forwarded-For and Forwarded (RFC 7239) are read from the right, for as long as who wrote an entry is a trusted
         proxy. Where an entry that counts is no address, or the two headers differ, it is the peer's own.
         """
-        own = parsed(peer or "")
-        if own is None:
-            return UNKNOWN
-        if not self._trusted or not self._is_trusted(own):
-            return str(own)
-        said = {
-            self._client(own, entries(b",".join(value for name, value in headers if name == header).decode("latin-1")))
-            for header, entries in HEADERS.items()
-            if any(name == header for name, _ in headers)
+        own, is_trusted = self._known(peer or "") or (UNKNOWN, False)
+        if not is_trusted:
+            return own
+        said: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            if name in HEADERS:
+                said.setdefault(name, []).append(value)
+        clients = {
+            self._client(own, HEADERS[name](b",".join(values).decode("latin-1"))) for name, values in said.items()
         }
-        client = said.pop() if len(said) == 1 else None
-        return str(client or own)
+        return (clients.pop() if len(clients) == 1 else "") or own
 
-    def _client(self, own: Address, entries: Sequence[str]) -> Address | None:
-        """The first from the right that is no trusted proxy, or the last; None where one on the way is malformed."""
-        client: Address | None = own
+    def _client(self, own: str, entries: Sequence[str]) -> str:
+        """The first from the right that is no trusted proxy, or the last; "" where one on the way is malformed."""
+        client = own
         for entry in reversed(entries):
-            client = parsed(entry)
-            if client is None or not self._is_trusted(client):
+            found = self._known(entry) if len(entry) <= LONGEST else None
+            if found is None:
+                return ""
+            client, is_trusted = found
+            if not is_trusted:
                 break
         return client
 
@@ -87,11 +94,6 @@ HEADERS = {b"x-forwarded-for": x_forwarded_for, b"forwarded": forwarded}
 
 def parsed(text: str) -> Address | None:
     """An address, with or without a port; None for anything else. One of IPv4 within IPv6 counts as IPv4."""
-    return _parsed(text) if len(text) <= LONGEST else None
-
-
-@lru_cache(CACHED)
-def _parsed(text: str) -> Address | None:
     if found := WITH_PORT.fullmatch(text):
         text = found[1] or found[2]
     try:

@@ -8,6 +8,7 @@
 -- Of each request: which of its keys allows the least (from 1); how many requests that one still allows, this one included,
 -- 0 where it is refused; in how many µs that is to be one more. Where one key refuses, none is charged.
 local function decided(keys, args, now)
+  local call, floor, max, min = redis.call, math.floor, math.max, math.min
   local charged, answer = {}, {}
   local first, at = 0, 1
   while at <= #args do
@@ -19,8 +20,8 @@ local function decided(keys, args, now)
       local interval, quota = tonumber(args[at + 2 * each - 1]), tonumber(args[at + 2 * each])
       local full = now + interval * quota
       -- Never further ahead than a quota that is used up: a clock may go back, and a quota be lowered.
-      local arrival = math.max(now, math.min(full, charged[key] or tonumber(redis.call('GET', key) or now)))
-      local allowed = math.floor((full - arrival) / interval)
+      local arrival = max(now, min(full, charged[key] or tonumber(call('GET', key) or now)))
+      local allowed = floor((full - arrival) / interval)
       local wait = (allowed + 1) * interval - (full - arrival)
       if each == 1 or allowed < least or allowed == least and wait > longest then
         which, least, longest = each, allowed, wait
@@ -38,7 +39,7 @@ local function decided(keys, args, now)
   end
   for key, arrival in pairs(charged) do
     -- From then on it says what no key says.
-    redis.call('SET', key, arrival, 'PX', math.ceil((arrival - now) / 1000) + 1)
+    call('SET', key, arrival, 'PX', math.ceil((arrival - now) / 1000) + 1)
   end
   return answer
 end

@@ -289,8 +289,8 @@ async def test_one_that_is_full_is_as_if_it_were_away(tmp_path: Path) -> None:
 @asynccontextmanager
 async def limited(store: Redis, trusted: str = "") -> AsyncIterator[Running]:
     """A gateway with limits."""
-    options: dict[str, Any] = {"limits": Limits(store, QUOTAS), "addresses": Addresses(networks(trusted))}
-    async with gateway(live=True, **options) as running:
+    addresses = Addresses(networks(trusted))
+    async with gateway(live=True, limits=Limits(store, QUOTAS), addresses=addresses) as running:
         yield running
 
 
