@@ -17,6 +17,7 @@ SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
 BATCH_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
+ACTOR_FIELD_NUMBER: _builtins.int
 internal: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
 """internal marks an RPC that only services call: it has no HTTP route. Every RPC has either a route or this mark."""
 success_status: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.int]
@@ -33,4 +34,8 @@ A repeated field is joined by ", "; an empty one sends no header.
 request_header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """request_header names the HTTP request header that fills this request field; the field is then accepted neither
 in the body nor in the query.
+"""
+actor: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
+"""actor marks the field of a request, or of an item of a batch, that says who acts or looks: the request is answered
+as that person. A request with a route has exactly one, unless nobody acts before it (CreateUser).
 """
