@@ -21,6 +21,7 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.session.v1 import session_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
+from gateway.transcode import is_actor
 from launch import processes
 from launch import settings as launch_settings
 from runtime import client, coalesce, config, errors
@@ -43,6 +44,34 @@ CONFIGS = {process.name: process.config for process in processes.FEEDMESH.proces
 def test_every_rpc_has_a_route_or_is_marked_internal(method: MethodDescriptor) -> None:
     options = method.GetOptions()
     assert options.HasExtension(annotations_pb2.http) != options.Extensions[options_pb2.internal]
+
+
+NOBODY_ACTS = {"CreateUser", "CreateSession", "RenewSession"}
+"""RPCs with a route that are answered as nobody: one comes to be somebody by them."""
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+def test_every_request_with_a_route_says_in_one_field_who_acts(method: MethodDescriptor) -> None:
+    if method.GetOptions().HasExtension(annotations_pb2.http):
+        actors = [field.name for field in method.input_type.fields if is_actor(field)]
+        assert len(actors) == (method.name not in NOBODY_ACTS)
+
+
+def test_what_the_gateway_takes_besides_says_who_acts_too() -> None:
+    for request in (timeline_pb2.LiveRequest, timeline_pb2.LiveEventsRequest):
+        assert [field.name for field in request.DESCRIPTOR.fields if is_actor(field)] == ["user_id"]
+
+
+def test_who_looks_is_marked_wherever_a_request_names_them() -> None:
+    requests = [
+        message
+        for contract in CONTRACTS
+        for top in contract.DESCRIPTOR.message_types_by_name.values()
+        for message in (top, *top.nested_types)
+    ]
+    looking = [field for message in requests for field in message.fields if field.name == "viewer_id"]
+    assert len(looking) > 10
+    assert all(map(is_actor, looking))
 
 
 IDEMPOTENT = {"ReadNotifications", "CreateSession", "RenewSession", "EndSession", "ChangePassword"}

@@ -42,7 +42,9 @@ request_header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldO
 in the body nor in the query.
 """
 actor: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
-"""actor marks the field of a request that says who acts or looks."""
+"""actor marks the field of a request, or of an item of a batch, that says who acts or looks: the request is answered
+as that person. A request with a route has exactly one, unless nobody acts before it (CreateUser).
+"""
 claim: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """claim names the claim of the verified token that fills this request field at the gateway; the field is then accepted
 neither in the body nor in the query.

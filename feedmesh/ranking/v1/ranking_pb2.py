@@ -26,17 +26,21 @@ from feedmesh.buf.validate import validate_pb2 as buf_dot_validate_dot_validate_
 from feedmesh.options.v1 import options_pb2 as feedmesh_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/ranking/v1/ranking.proto\x12\x13\x66\x65\x65\x64mesh.ranking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\"\x80\x02\n\x10\x42\x61tchRankRequest\x12K\n\x05items\x18\x01 \x03(\x0b\x32*.feedmesh.ranking.v1.BatchRankRequest.ItemB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05items\x1a\x9e\x01\n\x04Item\x12\x1b\n\tviewer_id\x18\x01 \x01(\x03R\x08viewerId\x12y\n\ncandidates\x18\x02 \x01(\x0c\x42Y\xbaHVz\x04\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"z\n\x11\x42\x61tchRankResponse\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32+.feedmesh.ranking.v1.BatchRankResponse.ItemR\x05items\x1a\"\n\x04Item\x12\x14\n\x05order\x18\x02 \x01(\x0cR\x05orderJ\x04\x08\x01\x10\x02\"\xae\x01\n\x12\x45xplainRankRequest\x12\x1b\n\tviewer_id\x18\x01 \x01(\x03R\x08viewerId\x12{\n\ncandidates\x18\x02 \x01(\x0c\x42[\xbaHXz\x06\x10\x15\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"F\n\x13\x45xplainRankResponse\x12/\n\x05ranks\x18\x01 \x03(\x0b\x32\x19.feedmesh.ranking.v1.RankR\x05ranks\"\xab\x01\n\x04Rank\x12\x14\n\x05score\x18\x01 \x01(\x01R\x05score\x12\x13\n\x05\x61ge_h\x18\x02 \x01(\x01R\x04\x61geH\x12\x14\n\x05likes\x18\x03 \x01(\x03R\x05likes\x12\x1a\n\x08\x63omments\x18\x04 \x01(\x03R\x08\x63omments\x12\x16\n\x06shares\x18\x05 \x01(\x03R\x06shares\x12\x12\n\x04heat\x18\x06 \x01(\x01R\x04heat\x12\x1a\n\x08\x61\x66\x66inity\x18\x07 \x01(\x01R\x08\x61\x66\x66inity\"?\n\x12\x43ountTracesRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\"\x92\x01\n\x13\x43ountTracesResponse\x12\x46\n\x06traces\x18\x01 \x03(\x0b\x32..feedmesh.ranking.v1.CountTracesResponse.TraceR\x06traces\x1a\x33\n\x05Trace\x12\x14\n\x05place\x18\x01 \x01(\tR\x05place\x12\x14\n\x05\x63ount\x18\x02 \x01(\x03R\x05\x63ount2\xc2\x02\n\x0eRankingService\x12`\n\tBatchRank\x12%.feedmesh.ranking.v1.BatchRankRequest\x1a&.feedmesh.ranking.v1.BatchRankResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0b\x45xplainRank\x12\'.feedmesh.ranking.v1.ExplainRankRequest\x1a(.feedmesh.ranking.v1.ExplainRankResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0b\x43ountTraces\x12\'.feedmesh.ranking.v1.CountTracesRequest\x1a(.feedmesh.ranking.v1.CountTracesResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/ranking/v1/ranking.proto\x12\x13\x66\x65\x65\x64mesh.ranking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\"\x86\x02\n\x10\x42\x61tchRankRequest\x12K\n\x05items\x18\x01 \x03(\x0b\x32*.feedmesh.ranking.v1.BatchRankRequest.ItemB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05items\x1a\xa4\x01\n\x04Item\x12!\n\tviewer_id\x18\x01 \x01(\x03\x42\x04\xb8\xb5\x18\x01R\x08viewerId\x12y\n\ncandidates\x18\x02 \x01(\x0c\x42Y\xbaHVz\x04\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"z\n\x11\x42\x61tchRankResponse\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32+.feedmesh.ranking.v1.BatchRankResponse.ItemR\x05items\x1a\"\n\x04Item\x12\x14\n\x05order\x18\x02 \x01(\x0cR\x05orderJ\x04\x08\x01\x10\x02\"\xb4\x01\n\x12\x45xplainRankRequest\x12!\n\tviewer_id\x18\x01 \x01(\x03\x42\x04\xb8\xb5\x18\x01R\x08viewerId\x12{\n\ncandidates\x18\x02 \x01(\x0c\x42[\xbaHXz\x06\x10\x15\x18\x88\xa4\x01\xba\x01M\n\x0f\x63\x61ndidates.size\x12#must be a multiple of 21 bytes long\x1a\x15this.size() % 21 == 0R\ncandidates\"F\n\x13\x45xplainRankResponse\x12/\n\x05ranks\x18\x01 \x03(\x0b\x32\x19.feedmesh.ranking.v1.RankR\x05ranks\"\xab\x01\n\x04Rank\x12\x14\n\x05score\x18\x01 \x01(\x01R\x05score\x12\x13\n\x05\x61ge_h\x18\x02 \x01(\x01R\x04\x61geH\x12\x14\n\x05likes\x18\x03 \x01(\x03R\x05likes\x12\x1a\n\x08\x63omments\x18\x04 \x01(\x03R\x08\x63omments\x12\x16\n\x06shares\x18\x05 \x01(\x03R\x06shares\x12\x12\n\x04heat\x18\x06 \x01(\x01R\x04heat\x12\x1a\n\x08\x61\x66\x66inity\x18\x07 \x01(\x01R\x08\x61\x66\x66inity\"?\n\x12\x43ountTracesRequest\x12)\n\x07user_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\x06userId\"\x92\x01\n\x13\x43ountTracesResponse\x12\x46\n\x06traces\x18\x01 \x03(\x0b\x32..feedmesh.ranking.v1.CountTracesResponse.TraceR\x06traces\x1a\x33\n\x05Trace\x12\x14\n\x05place\x18\x01 \x01(\tR\x05place\x12\x14\n\x05\x63ount\x18\x02 \x01(\x03R\x05\x63ount2\xc2\x02\n\x0eRankingService\x12`\n\tBatchRank\x12%.feedmesh.ranking.v1.BatchRankRequest\x1a&.feedmesh.ranking.v1.BatchRankResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0b\x45xplainRank\x12\'.feedmesh.ranking.v1.ExplainRankRequest\x1a(.feedmesh.ranking.v1.ExplainRankResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0b\x43ountTraces\x12\'.feedmesh.ranking.v1.CountTracesRequest\x1a(.feedmesh.ranking.v1.CountTracesResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'feedmesh.ranking.v1.ranking_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['viewer_id']._loaded_options = None
+  _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['viewer_id']._serialized_options = b'\270\265\030\001'
   _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['candidates']._loaded_options = None
   _globals['_BATCHRANKREQUEST_ITEM'].fields_by_name['candidates']._serialized_options = b'\272HVz\004\030\210\244\001\272\001M\n\017candidates.size\022#must be a multiple of 21 bytes long\032\025this.size() % 21 == 0'
   _globals['_BATCHRANKREQUEST'].fields_by_name['items']._loaded_options = None
   _globals['_BATCHRANKREQUEST'].fields_by_name['items']._serialized_options = b'\272H\006\222\001\003\020\200\002'
+  _globals['_EXPLAINRANKREQUEST'].fields_by_name['viewer_id']._loaded_options = None
+  _globals['_EXPLAINRANKREQUEST'].fields_by_name['viewer_id']._serialized_options = b'\270\265\030\001'
   _globals['_EXPLAINRANKREQUEST'].fields_by_name['candidates']._loaded_options = None
   _globals['_EXPLAINRANKREQUEST'].fields_by_name['candidates']._serialized_options = b'\272HXz\006\020\025\030\210\244\001\272\001M\n\017candidates.size\022#must be a multiple of 21 bytes long\032\025this.size() % 21 == 0'
   _globals['_COUNTTRACESREQUEST'].fields_by_name['user_id']._loaded_options = None
@@ -48,25 +52,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKINGSERVICE'].methods_by_name['CountTraces']._loaded_options = None
   _globals['_RANKINGSERVICE'].methods_by_name['CountTraces']._serialized_options = b'\210\265\030\001'
   _globals['_BATCHRANKREQUEST']._serialized_start=123
-  _globals['_BATCHRANKREQUEST']._serialized_end=379
+  _globals['_BATCHRANKREQUEST']._serialized_end=385
   _globals['_BATCHRANKREQUEST_ITEM']._serialized_start=221
-  _globals['_BATCHRANKREQUEST_ITEM']._serialized_end=379
-  _globals['_BATCHRANKRESPONSE']._serialized_start=381
-  _globals['_BATCHRANKRESPONSE']._serialized_end=503
-  _globals['_BATCHRANKRESPONSE_ITEM']._serialized_start=469
-  _globals['_BATCHRANKRESPONSE_ITEM']._serialized_end=503
-  _globals['_EXPLAINRANKREQUEST']._serialized_start=506
-  _globals['_EXPLAINRANKREQUEST']._serialized_end=680
-  _globals['_EXPLAINRANKRESPONSE']._serialized_start=682
-  _globals['_EXPLAINRANKRESPONSE']._serialized_end=752
-  _globals['_RANK']._serialized_start=755
-  _globals['_RANK']._serialized_end=926
-  _globals['_COUNTTRACESREQUEST']._serialized_start=928
-  _globals['_COUNTTRACESREQUEST']._serialized_end=991
-  _globals['_COUNTTRACESRESPONSE']._serialized_start=994
-  _globals['_COUNTTRACESRESPONSE']._serialized_end=1140
-  _globals['_COUNTTRACESRESPONSE_TRACE']._serialized_start=1089
-  _globals['_COUNTTRACESRESPONSE_TRACE']._serialized_end=1140
-  _globals['_RANKINGSERVICE']._serialized_start=1143
-  _globals['_RANKINGSERVICE']._serialized_end=1465
+  _globals['_BATCHRANKREQUEST_ITEM']._serialized_end=385
+  _globals['_BATCHRANKRESPONSE']._serialized_start=387
+  _globals['_BATCHRANKRESPONSE']._serialized_end=509
+  _globals['_BATCHRANKRESPONSE_ITEM']._serialized_start=475
+  _globals['_BATCHRANKRESPONSE_ITEM']._serialized_end=509
+  _globals['_EXPLAINRANKREQUEST']._serialized_start=512
+  _globals['_EXPLAINRANKREQUEST']._serialized_end=692
+  _globals['_EXPLAINRANKRESPONSE']._serialized_start=694
+  _globals['_EXPLAINRANKRESPONSE']._serialized_end=764
+  _globals['_RANK']._serialized_start=767
+  _globals['_RANK']._serialized_end=938
+  _globals['_COUNTTRACESREQUEST']._serialized_start=940
+  _globals['_COUNTTRACESREQUEST']._serialized_end=1003
+  _globals['_COUNTTRACESRESPONSE']._serialized_start=1006
+  _globals['_COUNTTRACESRESPONSE']._serialized_end=1152
+  _globals['_COUNTTRACESRESPONSE_TRACE']._serialized_start=1101
+  _globals['_COUNTTRACESRESPONSE_TRACE']._serialized_end=1152
+  _globals['_RANKINGSERVICE']._serialized_start=1155
+  _globals['_RANKINGSERVICE']._serialized_end=1477
 # @@protoc_insertion_point(module_scope)
