@@ -32,7 +32,7 @@ class Addresses:
         def known(text: str) -> tuple[str, bool] | None:
             """An address in its shortest form, and whether it is a trusted proxy's."""
             address = parsed(text)
-            return address and (str(address), any(address in network for network in trusted))
+            return (str(address), any(address in network for network in trusted)) if address else None
 
         self._known = known
 
