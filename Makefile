@@ -1,6 +1,6 @@
 # What one can do here. `make help` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-growth bench-live test soak lint protos lock clean
+.PHONY: help run demo bench bench-growth bench-live bench-edge test soak lint protos lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -22,6 +22,9 @@ bench-growth: .venv/installed ## whether a feed read gets dearer from 10,000 use
 
 bench-live: .venv/installed ## 10,000 clients that are told live, and what a kill -9 does to them
 	@exec $(BIN)/python -m bench.live
+
+bench-edge: .venv/installed ## what limits cost, and what one user who goes beyond them does to another
+	@exec $(BIN)/python -m bench.edge
 
 test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile

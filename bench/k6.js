@@ -4,7 +4,6 @@ import exec from 'k6/execution'
 import { SharedArray } from 'k6/data'
 
 const lines = new SharedArray('requests', () => open(__ENV.REQUESTS).trim().split('\n'))
-const json = { headers: { 'Content-Type': 'application/json' } }
 
 export const options = {
   discardResponseBodies: true,
@@ -23,10 +22,12 @@ export const options = {
 }
 
 export default function () {
-  const line = lines[exec.scenario.iterationInTest % lines.length]
+  const [line, ...rest] = lines[exec.scenario.iterationInTest % lines.length].split('\t')
   const [method, path] = line.split(' ', 2)
   const body = line.slice(method.length + path.length + 2)
-  http.request(method, __ENV.BASE + path, body || null, body ? json : undefined)
+  const headers = Object.fromEntries(rest.map((each) => each.split(': ', 2)))
+  if (body) headers['Content-Type'] = 'application/json'
+  http.request(method, __ENV.BASE + path, body || null, { headers })
 }
 
 export function handleSummary(data) {

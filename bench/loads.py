@@ -1,6 +1,7 @@
 """Load generators. wrk for rates: a closed loop that takes little of the machine. k6 for latencies: an open loop.
 
-Requests are lines `METHOD PATH` or `METHOD PATH BODY`, the body JSON without line breaks; they are sent over and over.
+Requests are lines `METHOD PATH` or `METHOD PATH BODY`, the body JSON without line breaks or tabs, and then headers,
+each `Name: value` after a tab; they are sent over and over.
 """
 
 from __future__ import annotations

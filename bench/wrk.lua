@@ -1,5 +1,5 @@
--- What wrk sends and says. Its arguments: a file of requests, one a line: METHOD PATH [BODY]; then "once" where each is
--- to be sent at most once. The answers to the load are one line of JSON.
+-- What wrk sends and says. Its arguments: a file of requests, one a line: METHOD PATH [BODY], then headers, each after a
+-- tab; then "once" where each is to be sent at most once. The answers to the load are one line of JSON.
 local ffi = require 'ffi'
 ffi.cdef 'struct time { long s, ns; }; int clock_gettime(int clock, struct time *time);'
 
@@ -20,8 +20,11 @@ end
 
 function init(args)
   for line in io.lines(args[1]) do
-    local method, path, body = string.match(line, "^(%S+) (%S+) ?(.*)$")
+    local method, path, body, rest = string.match(line, "^(%S+) (%S+) ?([^\t]*)(.*)$")
     local headers = { ["Host"] = wrk.headers["Host"] }
+    for name, value in string.gmatch(rest, "\t([^:]+): ([^\t]*)") do
+      headers[name] = value
+    end
     if body ~= "" then
       headers["Content-Type"] = "application/json"
     end

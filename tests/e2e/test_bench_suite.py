@@ -1,4 +1,4 @@
-"""The whole of `make bench` and `make bench-live`, as small as can be: each figure is written down, whatever it is."""
+"""`make bench`, `make bench-live`, `make bench-edge`, as small as can be: each figure is written down, as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import live, loads, results, suite
+from bench import edge, live, loads, results, suite
 from bench.client import DemoError
 from bench.figures import Notes
 
@@ -55,3 +55,18 @@ def test_live_updates_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
         1,
         1,
     ]
+
+
+@pytest.mark.timeout(400)
+def test_the_edge_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        loads.find_wrk()
+        loads.find_k6()
+    except DemoError as missing:
+        pytest.skip(str(missing))
+    assert edge.main(["--people", "300", "--seconds", "1", "--results", str(tmp_path)]) == 0, capsys.readouterr().out
+    text = (tmp_path / "edge.md").read_text()
+    assert "nan" not in text
+    # No matter of speed: nobody but the one is refused.
+    [failed] = [line for line in text.splitlines() if "that failed" in line]
+    assert "**no**" not in failed

@@ -34,7 +34,10 @@ class Counting:
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.text()
         assert not body or request.content_type == "application/json"
-        self.asked[f"{request.method} {request.path_qs} {body}".rstrip()] += 1
+        line = f"{request.method} {request.path_qs} {body}".rstrip()
+        own = sorted(f"\t{name}: {value}" for name, value in request.headers.items() if name.startswith("X-"))
+        line += "".join(own)
+        self.asked[line] += 1
         return web.json_response({}, status=self.status)
 
     @property
@@ -60,6 +63,16 @@ async def test_a_closed_loop_sends_all_requests_over_and_over(counting: Counting
     assert 0 < run.p50_ms <= run.p99_ms <= run.max_ms
     assert (run.refused, run.dropped) == (0, 0)
     assert run.cpu_seconds > 0
+
+
+@pytest.mark.parametrize("generator", ["wrk", "k6"])
+async def test_requests_may_have_headers(counting: Counting, generator: str) -> None:
+    requests = [READS[0], f"{READS[1]}\tX-One: 1 a\tX-Two: 2:b", f"{LIKES[0]}\tX-One: 3"]
+    if generator == "wrk":
+        await loads.closed(counting.base, requests, connections=1, seconds=1)
+    else:
+        await loads.open_loop(counting.base, requests, rate=20, seconds=1)
+    assert set(counting.asked) == set(requests)
 
 
 async def test_a_closed_loop_ends_when_each_request_was_answered(counting: Counting) -> None:

@@ -43,6 +43,29 @@ def test_an_rpc_with_neither_is_refused_at_start() -> None:
         of_contracts({"t": pool.FindFileByName("t.proto")})
 
 
+def test_classes_of_limits() -> None:
+    classes: dict[str, set[str]] = {}
+    for route in ROUTES:
+        classes.setdefault(route.limit_class, set()).add(route.rpc.name)
+    assert all((route.limit_class == "read") == (route.method == "GET") for route in ROUTES)
+    assert classes["follow"] == {"Follow", "Unfollow", "AcceptFollowRequest", "RejectFollowRequest"}
+    assert classes["like"] == {"LikePost", "UnlikePost"}
+    assert classes["sign_in"] == {"CreateUser"}
+    assert {"CreatePost", "Block", "UpdateUser", "DeleteUser"} <= classes["write"]
+
+
+def test_a_class_that_nobody_knows_is_refused_at_start() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="c.proto", package="c", syntax="proto3")
+    file.message_type.add(name="M")
+    rpc = file.service.add(name="S").method.add(name="R", input_type=".c.M", output_type=".c.M")
+    rpc.options.Extensions[annotations_pb2.http].get = "/c"
+    rpc.options.Extensions[options_pb2.limit_class] = "other"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    with pytest.raises(TypeError, match=r"c\.S\.R: there is no class of limits 'other'"):
+        of_contracts({"c": pool.FindFileByName("c.proto")})
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
