@@ -1,7 +1,7 @@
 """`python -m bench.edge`: what it costs to know who asks and to count it; what one who asks too much does to others.
 
-A second gateway, with limits, stands beside the mesh's own, which has none, in front of the same services: so both are
-measured in one run, in turn.
+A second gateway, which takes tokens and has limits, stands beside the mesh's own, which believes whoever asks, in front
+of the same services: so both are measured in one run, in turn.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -30,10 +31,15 @@ from bench.population import Plan, Population
 from bench.reads import first_pages, measure
 from bench.report import hardware, markdown
 from launch import settings
+from runtime import postgres
+from runtime.clock import wall_clock
+from services.graph.signing import Signer
 
 PEOPLE, FOLLOWS = 10_000, 100
 RUNS = 3
 FIGURES = ("cost", "others")
+QUOTA = "600/60"
+"""A person's, for reads: as if nothing is said."""
 ENDLESS = "100000/1"
 """A quota that nobody uses up."""
 TIMES = 10
@@ -45,56 +51,66 @@ POLICY = re.compile(r'"(.+)";q=(\d+);w=(\d+)')
 
 
 @dataclass(frozen=True)
-class Signing:
-    """How requests say whose they are."""
-
-    settings: Mapping[str, str]
-    """Of the gateway that is to know."""
-    quota: str
-    """A person's, for reads, where it is used up."""
-    headers: Callable[[str, Sequence[int]], Awaitable[list[str]]]
-    """Takes where the gateway is and who is to ask; gives each one's headers, as load generators take them."""
-
-
-async def forwarded(_base: str, user_ids: Sequence[int]) -> list[str]:
-    """An address for each of them, as a proxy passes it on."""
-    return [f"\tX-Forwarded-For: {IPv4Address(0x0A000000 + number)}" for number in range(len(user_ids))]
-
-
-# Nobody is signed in, so a person is an address, which has ten times the quota: 600 a minute.
-BY_ADDRESS = Signing({"FEEDMESH_TRUSTED_PROXIES": "127.0.0.0/8"}, "60/60", forwarded)
-
-
-@dataclass(frozen=True)
 class Edge:
-    """A gateway of ours."""
+    """A gateway of ours, and who signs its tokens."""
 
     base: str
-    pid: int
+    pids: Mapping[int, str]
+    """Its process and the session service's, by name."""
+    signer: Signer
 
 
 @asynccontextmanager
-async def edge(mesh: world.World, own: Mapping[str, str]) -> AsyncIterator[Edge]:
-    """One more gateway of the mesh for the block, with limits and these settings. Raises DemoError."""
-    told = _told(mesh)
-    [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
-    told |= {"FEEDMESH_LIMITS": "true", "FEEDMESH_HTTP_PORT": str(port), "FEEDMESH_METRICS_ADDRESS": f"{HOST}:0"}
+async def edge(mesh: world.World, quota: str) -> AsyncIterator[Edge]:
+    """One more gateway of the mesh for the block, with a session service. Raises DemoError.
+
+    `quota` is what each person may read.
+    """
+    graph, gateway = _told(mesh, "graph"), _told(mesh, "gateway")
+    port, session_port = settings.free_ports(2, taken=0, ephemeral=settings.ephemeral_range())
+    secret = secrets.token_hex(32)
+    for name in ("FEEDMESH_CURSOR_SECRET", "FEEDMESH_MAX_FOLLOWING"):
+        graph.pop(name, None)
+    graph |= {
+        "FEEDMESH_GRPC_ADDRESS": f"{HOST}:{session_port}",
+        "FEEDMESH_METRICS_ADDRESS": f"{HOST}:0",
+        "FEEDMESH_SESSION_SECRET": secret,
+    }
+    gateway |= {
+        "FEEDMESH_HTTP_PORT": str(port),
+        "FEEDMESH_METRICS_ADDRESS": f"{HOST}:0",
+        "FEEDMESH_AUTH": "builtin",
+        "FEEDMESH_SESSION_TARGET": f"{HOST}:{session_port}",
+        "FEEDMESH_LIMIT_READ": quota,
+        "FEEDMESH_TRUSTED_PROXIES": "127.0.0.0/8",
+    }
+    base = f"http://{HOST}:{port}"
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(_running("services.graph.session", graph))
+        process = await stack.enter_async_context(_running("gateway", gateway))
+        await _ready(base, process)
+        dsn = postgres.PostgresSettings(postgres_dsn=graph["FEEDMESH_POSTGRES_DSN"])
+        pool = await stack.enter_async_context(postgres.connect(dsn))
+        signer = Signer(pool, secret, wall_clock, key_days=30)
+        yield Edge(base, {process.pid: "gateway", session.pid: "session"}, signer)
+
+
+@asynccontextmanager
+async def _running(module: str, environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", cwd=ROOT, env=told | own, stdout=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", module, cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        base = f"http://{HOST}:{port}"
-        await _ready(base, process)
-        yield Edge(base, process.pid)
+        yield process
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
 
 
-def _told(mesh: world.World) -> dict[str, str]:
-    """The environment of the mesh's own gateway."""
-    [pid] = [pid for pid, name in mesh.processes().items() if name == "gateway"]
+def _told(mesh: world.World, process: str) -> dict[str, str]:
+    """The environment of a process of the mesh."""
+    [pid] = [pid for pid, name in mesh.processes().items() if name == process]
     text = Path(f"/proc/{pid}/environ").read_text()
     return dict(each.split("=", 1) for each in text.split("\0") if "=" in each)
 
@@ -111,20 +127,20 @@ async def _ready(base: str, process: asyncio.subprocess.Process) -> None:
     raise DemoError("the gateway with limits did not start")
 
 
-async def _requests(base: str, user_ids: Sequence[int], signing: Signing) -> list[str]:
-    """First pages of feeds, each asked for by whose it is."""
-    headers = await signing.headers(base, user_ids)
-    return [line + own for line, own in zip(first_pages(user_ids), headers, strict=True)]
+async def _requests(by: Edge, user_ids: Sequence[int]) -> list[str]:
+    """First pages of feeds, each asked for with the token of whose it is, and as from an address of their own."""
+    lines = []
+    for number, (user_id, line) in enumerate(zip(user_ids, first_pages(user_ids), strict=True)):
+        token = await by.signer.access_token(1, user_id)
+        lines.append(f"{line}\tAuthorization: Bearer {token}\tX-Forwarded-For: {IPv4Address(0x0A000000 + number)}")
+    return lines
 
 
-async def _cost(console: Console, mesh: world.World, signing: Signing, notes: Notes, seconds: float) -> None:
+async def _cost(console: Console, mesh: world.World, notes: Notes, seconds: float) -> None:
     user_ids = mesh.people.readers.tolist()
-    async with edge(mesh, {**signing.settings, "FEEDMESH_LIMIT_READ": ENDLESS}) as counting:
-        kinds = {
-            "off": (mesh.base, first_pages(user_ids)),
-            "on": (counting.base, await _requests(counting.base, user_ids, signing)),
-        }
-        processes = mesh.processes() | {counting.pid: "gateway"}
+    async with edge(mesh, ENDLESS) as strict:
+        kinds = {"off": (mesh.base, first_pages(user_ids)), "on": (strict.base, await _requests(strict, user_ids))}
+        processes = mesh.processes() | strict.pids
         for run in range(RUNS + 1):
             # Each of them comes first as often.
             for kind in ("off", "on") if run % 2 else ("on", "off"):
@@ -139,23 +155,23 @@ async def _cost(console: Console, mesh: world.World, signing: Signing, notes: No
     console.print(f"feed reads/s: off {notes['off rate']:,.0f}, on {notes['on rate']:,.0f}: {notes['kept']:.3f}")
 
 
-async def _others(console: Console, mesh: world.World, signing: Signing, notes: Notes, seconds: float) -> None:
-    async with edge(mesh, {**signing.settings, "FEEDMESH_LIMIT_READ": signing.quota}) as counting:
-        loud, *others = await _requests(counting.base, mesh.people.readers.tolist(), signing)
-        limit = await _limit(counting.base, loud)
+async def _others(console: Console, mesh: world.World, notes: Notes, seconds: float) -> None:
+    async with edge(mesh, QUOTA) as strict:
+        loud, *others = await _requests(strict, mesh.people.readers.tolist())
+        limit = await _limit(strict.base, loud)
         notes.add("limit", limit)
         for run in range(RUNS + 1):
             # What is left of the quota is used up at first.
-            await loads.closed(counting.base, [loud], connections=8, seconds=1)
+            await loads.closed(strict.base, [loud], connections=8, seconds=1)
             for kind in ("rest", "beside") if run % 2 else ("beside", "rest"):
                 async with asyncio.TaskGroup() as group:
                     noise = None
                     if kind == "beside":
                         noise = group.create_task(
-                            loads.open_loop(counting.base, [loud], rate=TIMES * limit, seconds=seconds + 1)
+                            loads.open_loop(strict.base, [loud], rate=TIMES * limit, seconds=seconds + 1)
                         )
                         await asyncio.sleep(1)
-                    quiet = await loads.open_loop(counting.base, others, rate=OTHERS_RATE, seconds=seconds)
+                    quiet = await loads.open_loop(strict.base, others, rate=OTHERS_RATE, seconds=seconds)
                 if run:
                     notes.add(f"{kind} p50_ms", quiet.p50_ms)
                     notes.add(f"{kind} p99_ms", quiet.p99_ms)
@@ -183,22 +199,20 @@ async def _limit(base: str, request: str) -> float:
         return int(found[2]) / int(found[3])
 
 
-async def _measure(
-    console: Console, folder: Path, people: Population, signing: Signing, arguments: argparse.Namespace
-) -> Notes:
+async def _measure(console: Console, folder: Path, people: Population, arguments: argparse.Namespace) -> Notes:
     notes = Notes()
     async with world.serving(console, folder, people) as mesh:
         if "cost" in arguments.only:
-            await _cost(console, mesh, signing, notes, arguments.seconds)
+            await _cost(console, mesh, notes, arguments.seconds)
         if "others" in arguments.only:
-            await _others(console, mesh, signing, notes, arguments.seconds)
+            await _others(console, mesh, notes, arguments.seconds)
     return notes
 
 
 def _page(notes: Notes, people: Population, seconds: float) -> str:
     bounds = [
         results.Bound(
-            f"feed reads/s at {BUSY} connections with limits, of those without",
+            f"feed reads/s at {BUSY} connections that are signed and counted, of those that are believed",
             notes["kept"],
             f"{notes['kept']:.2f} ({notes['on rate']:,.0f}/s of {notes['off rate']:,.0f}/s)",
             least=0.85,
@@ -230,7 +244,7 @@ def _page(notes: Notes, people: Population, seconds: float) -> str:
             f" {notes['loud refused']:.0%}; the others read {OTHERS_RATE} feeds a second (open loop), p50"
             f" {notes['beside p50_ms']:.1f} ms beside it and {notes['rest p50_ms']:.1f} ms at rest.",
             "",
-            f"CPU of one read at {BUSY} connections, in milliseconds; p99 {notes['off p99_ms']:.0f} ms without limits,"
+            f"CPU of one read at {BUSY} connections, in milliseconds; p99 {notes['off p99_ms']:.0f} ms without tokens and limits,"
             f" {notes['on p99_ms']:.0f} ms with them:",
             "",
             *markdown(
@@ -260,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = (arguments.data or temporary / "data").absolute()
             plan = Plan(users=arguments.people, follows=FOLLOWS, writers=arguments.people, posts=4)
             people = world.prepare(console, folder, plan)
-            notes = world.run(_measure(console, folder, people, BY_ADDRESS, arguments))
+            notes = world.run(_measure(console, folder, people, arguments))
     except DemoError as error:
         console.print(f"bench: {error}")
         return 1
