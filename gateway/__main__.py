@@ -14,16 +14,17 @@ from gateway.health import Readiness
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
-from runtime import client, config, process
+from runtime import callers, client, config, process
 
 log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, running: process.Process) -> None:
     """Serves HTTP until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     listener = server.listen(settings.http_host, settings.http_port)
     channels = {
-        name: client.connect(getattr(settings, f"{name}_target"), *contract.services_by_name.values())
+        name: client.connect(getattr(settings, f"{name}_target"), me, *contract.services_by_name.values())
         for name, contract in CONTRACTS.items()
     }
     routes, hub = of_contracts(), Hub(channels["timeline"])

@@ -24,7 +24,7 @@ def loopback(host: str) -> str:
     return host
 
 
-class Settings(config.Settings):
+class Settings(config.MeshSettings):
     """What the gateway can be told."""
 
     http_host: Annotated[str, AfterValidator(loopback)] = "127.0.0.1"

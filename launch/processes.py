@@ -45,6 +45,11 @@ class Process:
     config: str = ""  # where these are declared, as module:class
 
     @property
+    def meshed(self) -> bool:
+        """Whether it calls or is called: takes FEEDMESH_MESH_SECRET."""
+        return self.grpc or bool(self.calls)
+
+    @property
     def replicas_setting(self) -> str:
         """The launcher's setting of how many there are."""
         return f"FEEDMESH_REPLICAS_{self.name.upper().replace('-', '_')}"

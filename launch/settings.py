@@ -187,7 +187,7 @@ def _told(mesh: Mesh) -> set[str]:
     at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
     nothing = Settings(1, Path(), None, None, "info", {})
     running = (process for process in mesh.processes if nothing.count(process))
-    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in running)
+    names = (told(process, nothing, at, dsn="", redis="", secrets=Secrets("", "")) for process in running)
     return {name for own in names for name in own} - set(OWN)
 
 
@@ -199,8 +199,16 @@ class Addresses:
     metrics: Mapping[str, tuple[str, int]]  # by replica
 
 
+@dataclass(frozen=True)
+class Secrets:
+    """What the data directory keeps for the processes."""
+
+    cursor: str
+    mesh: str
+
+
 def told(
-    process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str, replica: int = 0
+    process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secrets: Secrets, replica: int = 0
 ) -> dict[str, str]:
     """All FEEDMESH_* variables of one replica: what its row asks for and nothing else. `dsn` is its database's."""
     metrics = at.metrics[settings.names(process)[replica]]
@@ -214,7 +222,9 @@ def told(
     if process.redis:
         env["FEEDMESH_REDIS_URL"] = redis
     if process.cursors:
-        env["FEEDMESH_CURSOR_SECRET"] = secret
+        env["FEEDMESH_CURSOR_SECRET"] = secrets.cursor
+    if process.meshed:
+        env["FEEDMESH_MESH_SECRET"] = secrets.mesh
     for callee in process.calls:
         env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))
     return env | {name: settings.passed[name] for name in process.settings if name in settings.passed}

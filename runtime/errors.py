@@ -6,6 +6,7 @@
     ├── Conflict               taken, or the same request is under way
     ├── Refused                well-formed, but against a rule
     ├── Forbidden              someone else's
+    ├── Unauthenticated        nobody knows who asks
     └── Unavailable            a part that is needed cannot be reached, is too slow or is full
 
 Anything else that a handler raises is a defect: INTERNAL, with a text that says nothing.
@@ -91,6 +92,12 @@ class Forbidden(Error):
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
+class Unauthenticated(Error):
+    """Nobody knows who asks."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class Unavailable(Error):
     """Not now. A retry may help."""
 
@@ -101,7 +108,8 @@ class Unavailable(Error):
 
 
 KINDS: dict[int, type[Error]] = {
-    kind.code.value[0]: kind for kind in (InvalidArgument, NotFound, Conflict, Refused, Forbidden, Unavailable)
+    kind.code.value[0]: kind
+    for kind in (InvalidArgument, NotFound, Conflict, Refused, Forbidden, Unauthenticated, Unavailable)
 }
 NOT_NOW = {code_pb2.DEADLINE_EXCEEDED, code_pb2.RESOURCE_EXHAUSTED, code_pb2.UNAVAILABLE, code_pb2.CANCELLED}
 

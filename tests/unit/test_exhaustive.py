@@ -126,7 +126,9 @@ def test_every_reason_that_the_code_raises_is_in_the_contract() -> None:
     known = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
     raised = set()
     for source in [*ROOT.glob("runtime/*.py"), *ROOT.glob("services/*/*.py"), *ROOT.glob("gateway/*.py")]:
-        raised |= set(re.findall(r'(?:NotFound|Conflict|Refused|Forbidden)\(\s*"([A-Z_]+)"', source.read_text()))
+        raised |= set(
+            re.findall(r'(?:NotFound|Conflict|Refused|Forbidden|Unauthenticated)\(\s*"([A-Z_]+)"', source.read_text())
+        )
         raised |= set(re.findall(r'reason(?:: str)?\s*=\s*"([A-Z_]+)"', source.read_text()))
     assert raised
     assert raised <= known
@@ -152,6 +154,7 @@ def test_the_launcher_tells_each_process_what_it_takes(process: processes.Proces
     told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
     told |= {"FEEDMESH_REDIS_URL"} if process.redis else set()
     told |= {"FEEDMESH_CURSOR_SECRET"} if process.cursors else set()
+    told |= {"FEEDMESH_MESH_SECRET"} if process.meshed else set()
     assert told == set(settings_of(process.name))
 
 

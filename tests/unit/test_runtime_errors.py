@@ -26,6 +26,7 @@ KINDS = (
     errors.Conflict("USERNAME_TAKEN", "ä"),
     errors.Refused("FOLLOW_LIMIT", "enough"),
     errors.Forbidden("NOT_OWNER", "someone else's"),
+    errors.Unauthenticated("UNKNOWN_CALLER", "who is that"),
     errors.Unavailable("the deadline has passed"),
 )
 

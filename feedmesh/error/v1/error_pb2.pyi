@@ -84,6 +84,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 25
     """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+    ERROR_REASON_UNKNOWN_CALLER: _ErrorReason.ValueType  # 36
+    """ERROR_REASON_UNKNOWN_CALLER: the process that calls is none of the mesh. Sent by services only; to the gateway's
+    clients it is INTERNAL.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -146,4 +150,8 @@ ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
 """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 25
 """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+ERROR_REASON_UNKNOWN_CALLER: ErrorReason.ValueType  # 36
+"""ERROR_REASON_UNKNOWN_CALLER: the process that calls is none of the mesh. Sent by services only; to the gateway's
+clients it is INTERNAL.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
