@@ -291,6 +291,12 @@ def _announce(chosen: Settings, mesh: Mesh, at: Addresses, dsn: str, redis: str,
         # Those of the user's may hold a password.
         *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),
         *([f"  Valkey     {redis}"] if chosen.redis_url is None else []),
+        *(
+            f"  gRPC       {host}:{port}  {name}"
+            for process in mesh.processes
+            if process.grpc
+            for name, (host, port) in zip(chosen.names(process), at.grpc[process.name], strict=True)
+        ),
         *(f"  metrics    http://{host}:{port}/metrics  {name}" for name, (host, port) in at.metrics.items()),
         "  Ctrl-C stops it",
     ]

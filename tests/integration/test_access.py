@@ -42,6 +42,7 @@ METHODS = {
 }
 COLUMNS = ("unknown caller", "nobody", "owner", "other", "blocked", "follower", "admin")
 ADMIN = callers.caller("admin", MESH_SECRET)
+STRANGER = callers.caller("gateway", "what another mesh's processes share")
 SECRET_TEXT = "words that only followers may read"
 NUMBERS = itertools.count()
 QUIET_S = 1.0
@@ -216,7 +217,7 @@ async def outcome(scenes: Scenes, scene: Scene, method: MethodDescriptor, column
     actor = scene.columns.get(column, 0)
     request = GetMessageClass(method.input_type)()
     about_others = fill(request, scene.values(actor), actor)
-    caller = {"unknown caller": None, "admin": ADMIN}.get(column, CALLER)
+    caller = {"unknown caller": STRANGER, "admin": ADMIN}.get(column, CALLER)
     writes = client.is_write(method)
     before = await scene.of_the_owner(actor) if writes else None
     reason, answers = await call(scenes.channels, method, request, caller)
@@ -272,14 +273,14 @@ def has_actor(message: Any) -> bool:
 
 
 async def call(
-    channels: dict[str, grpc.aio.Channel], method: MethodDescriptor, request: Message, caller: callers.Caller | None
+    channels: dict[str, grpc.aio.Channel], method: MethodDescriptor, request: Message, caller: callers.Caller
 ) -> tuple[str, list[Any]]:
     """The reason of a refusal, of the call or of an item, and all answers; "" where there is none."""
     channel: Any = channels[method.containing_service.file.package.split(".")[1]]
     path = f"/{method.containing_service.full_name}/{method.name}"
     parse = GetMessageClass(method.output_type).FromString
     coding = {"request_serializer": type(request).SerializeToString, "response_deserializer": parse}
-    more = {"metadata": (caller.metadatum,) if caller else (), "timeout": 10}
+    more = {"metadata": (caller.metadatum,), "timeout": 10}
     try:
         if method.client_streaming:
             answers = await first_of(channel.stream_stream(path, **coding)(**more), request)
