@@ -1,6 +1,6 @@
 # What one can do here. `make help` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-growth bench-live bench-edge test soak lint protos lock clean
+.PHONY: help run demo bench bench-growth bench-live bench-edge test soak lint protos stubs lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -45,13 +45,16 @@ protos: .venv/installed ## generate feedmesh/ from protos/
 	rm -rf feedmesh
 	$(BIN)/python protos/generate.py .
 
+stubs: .venv/installed ## the package feedmesh/ as a wheel in dist/, for services that call the mesh
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist protos
+
 lock: .venv/installed ## pin the dependencies of pyproject.toml in requirements.lock
 	$(BIN)/pip-compile --quiet --all-extras --generate-hashes --strip-extras --allow-unsafe \
 	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
 	    --output-file requirements.lock pyproject.toml
 
 clean: ## remove the virtual environment and caches (data in .data stays)
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The project itself is not installed: commands run from this folder. The stamp makes an interrupted install begin anew.

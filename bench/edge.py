@@ -55,8 +55,8 @@ class Edge:
     """A gateway of ours, and who signs its tokens."""
 
     base: str
-    pids: Mapping[int, str]
-    """Its process and the session service's, by name."""
+    pids: dict[int, str]
+    """Names of its process and the session service's."""
     signer: Signer
 
 
@@ -110,7 +110,7 @@ async def _running(module: str, environment: Mapping[str, str]) -> AsyncIterator
 
 def _told(mesh: world.World, process: str) -> dict[str, str]:
     """The environment of a process of the mesh."""
-    [pid] = [pid for pid, name in mesh.processes().items() if name == process]
+    [pid] = [pid for pid, name in mesh.processes().items() if name in (process, f"services.{process}")]
     text = Path(f"/proc/{pid}/environ").read_text()
     return dict(each.split("=", 1) for each in text.split("\0") if "=" in each)
 
@@ -244,8 +244,8 @@ def _page(notes: Notes, people: Population, seconds: float) -> str:
             f" {notes['loud refused']:.0%}; the others read {OTHERS_RATE} feeds a second (open loop), p50"
             f" {notes['beside p50_ms']:.1f} ms beside it and {notes['rest p50_ms']:.1f} ms at rest.",
             "",
-            f"CPU of one read at {BUSY} connections, in milliseconds; p99 {notes['off p99_ms']:.0f} ms without tokens and limits,"
-            f" {notes['on p99_ms']:.0f} ms with them:",
+            f"CPU of one read at {BUSY} connections, in milliseconds; p99 {notes['off p99_ms']:.0f} ms without tokens"
+            f" and limits, {notes['on p99_ms']:.0f} ms with them:",
             "",
             *markdown(
                 [

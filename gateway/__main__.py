@@ -19,17 +19,18 @@ from gateway.limits import TIMEOUT_S, Limits
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
-from runtime import client, config, process, redis
+from runtime import callers, client, config, process, redis
 
 log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, running: process.Process) -> None:
     """Serves HTTP until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     listener = server.listen(settings.http_host, settings.http_port)
     targets = {name: getattr(settings, f"{name}_target") for name in CONTRACTS}
     channels = {
-        name: client.connect(target, *CONTRACTS[name].services_by_name.values())
+        name: client.connect(target, me, *CONTRACTS[name].services_by_name.values())
         for name, target in targets.items()
         if target
     }

@@ -46,7 +46,7 @@ QuotaText = Annotated[str, AfterValidator(quota)]
 """requests/seconds, as in 600/60."""
 
 
-class Settings(RedisSettings):
+class Settings(RedisSettings, config.MeshSettings):
     """What the gateway can be told."""
 
     http_host: str = "127.0.0.1"

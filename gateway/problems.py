@@ -52,6 +52,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "TOO_MANY_STREAMS": HTTPStatus.TOO_MANY_REQUESTS,
     "RATE_LIMITED": HTTPStatus.TOO_MANY_REQUESTS,
     "REQUEST_ID_REUSED": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "UNKNOWN_CALLER": HTTPStatus.INTERNAL_SERVER_ERROR,
     "INTERNAL": HTTPStatus.INTERNAL_SERVER_ERROR,
     "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -61,10 +62,10 @@ INTERNAL = Error("INTERNAL", "Something went wrong on our side. The log line wit
 
 
 def answer(error: Error, request_id: str, headers: Headers = ()) -> Answer:
-    """The problem document for an error. A reason that the table does not know is answered as INTERNAL."""
-    if error.reason == "INTERNAL" or error.reason not in STATUS:
+    """The problem document for an error. What is our own fault, or not in the table, is answered as INTERNAL."""
+    status = STATUS.get(error.reason, HTTPStatus.INTERNAL_SERVER_ERROR)
+    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         error = INTERNAL
-    status = STATUS[error.reason]
     document: dict[str, object] = {
         # RFC 9457: with about:blank the title is the status's own; `code` is what a program goes by.
         "type": "about:blank",

@@ -177,7 +177,7 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
         children.append((stage, Child(command, screen)))
 
     dsn_of: Callable[[str], str]
-    wanted = {name for process in mesh.processes for name in process.secrets if chosen.count(process)}
+    wanted = {name for process in mesh.processes for name in process.all_secrets if chosen.count(process)}
     secrets = {name: datadir.secret(chosen.data_dir, name) for name in wanted}
     at = settings.allocate(mesh, chosen)
     if chosen.postgres_dsn is None:
@@ -292,6 +292,12 @@ def _announce(chosen: Settings, mesh: Mesh, at: Addresses, dsn: str, redis: str,
         # Those of the user's may hold a password.
         *([f"  Postgres   {dsn}"] if chosen.postgres_dsn is None else []),
         *([f"  Valkey     {redis}"] if chosen.redis_url is None else []),
+        *(
+            f"  gRPC       {host}:{port}  {name}"
+            for process in mesh.processes
+            if process.grpc
+            for name, (host, port) in zip(chosen.names(process), at.grpc[process.name], strict=True)
+        ),
         *(f"  metrics    http://{host}:{port}/metrics  {name}" for name, (host, port) in at.metrics.items()),
         "  Ctrl-C stops it",
     ]

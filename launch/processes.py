@@ -45,6 +45,11 @@ class Process:
     config: str = ""  # where these are declared, as module:class
 
     @property
+    def all_secrets(self) -> tuple[str, ...]:
+        """Its own, and what shows that it is of the mesh if it calls or is called."""
+        return (*self.secrets, "MESH_SECRET") if self.grpc or self.calls else self.secrets
+
+    @property
     def replicas_setting(self) -> str:
         """The launcher's setting of how many there are."""
         return f"FEEDMESH_REPLICAS_{self.name.upper().replace('-', '_')}"

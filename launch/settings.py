@@ -188,7 +188,8 @@ def _told(mesh: Mesh) -> set[str]:
     nothing = Settings(1, Path(), None, None, "info", {})
     running = (process for process in mesh.processes if nothing.count(process))
     names = (
-        told(process, nothing, at, dsn="", redis="", secrets=dict.fromkeys(process.secrets, "")) for process in running
+        told(process, nothing, at, dsn="", redis="", secrets=dict.fromkeys(process.all_secrets, ""))
+        for process in running
     )
     return {name for own in names for name in own} - set(OWN)
 
@@ -225,7 +226,7 @@ def told(
         env["FEEDMESH_POSTGRES_DSN"] = dsn
     if process.redis:
         env["FEEDMESH_REDIS_URL"] = redis
-    env |= {f"FEEDMESH_{name}": secrets[name] for name in process.secrets}
+    env |= {f"FEEDMESH_{name}": secrets[name] for name in process.all_secrets}
     for callee in process.calls:
         if at.grpc[callee]:
             env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))

@@ -1,8 +1,8 @@
 """Channels to other services: where gRPC's own mesh policy is set, and what surrounds every call at the client.
 
 A call through a `Channel` takes the deadline of the request that it serves (less a little, so that there is time to
-answer without it), carries the request's id, and fails with an `Error` of runtime/errors.py. A call whose answer is a
-stream does all of that too, and is never tried again.
+answer without it), says who calls, carries the request's id, and fails with an `Error` of runtime/errors.py. A call
+whose answer is a stream does all of that too, and is never tried again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from runtime import context, errors, metrics
+from runtime.callers import Caller
 from runtime.interceptors import (
     BIDI_STREAMING,
     DEFAULT_DEADLINE_S,
@@ -43,12 +44,12 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
-def connect(target: str, *services: ServiceDescriptor) -> Channel:
-    """A channel to `target` (see `config.Target`) for calls to these services."""
+def connect(target: str, caller: Caller, *services: ServiceDescriptor) -> Channel:
+    """A channel to `target` (see `config.Target`) for calls of `caller` to these services."""
     if "," in target:
         target = f"ipv4:{target}"
     options = (*OPTIONS, ("grpc.service_config", json.dumps(service_config(services))))
-    return Channel(grpc.aio.insecure_channel(target, options=options))
+    return Channel(grpc.aio.insecure_channel(target, options=options), caller)
 
 
 def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
@@ -93,17 +94,18 @@ def is_write(method: MethodDescriptor) -> bool:
 
 
 class Channel(grpc.aio.Channel):
-    """A gRPC channel whose calls carry the request's deadline and id, are counted, and raise our errors.
+    """A gRPC channel whose calls carry their caller, the request's deadline and id, are counted, and raise our errors.
 
     A wrapper rather than grpc.aio's client interceptors, which wrap each call in a task of its own.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, caller: Caller) -> None:
         self._channel = channel
+        self._caller = caller
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a unary method, as the generated stubs ask for it."""
-        call = around(method, self._channel.unary_unary(method, *args, **kwargs))
+        call = around(method, self._channel.unary_unary(method, *args, **kwargs), self._caller)
 
         def read_by(parse: Callable[[bytes], Any]) -> Any:
             return self.unary_unary(method, *args, **(kwargs | {"response_deserializer": parse}))
@@ -113,7 +115,9 @@ class Channel(grpc.aio.Channel):
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that streams its answer, as the generated stubs ask for it. See `around_stream`."""
-        return around_stream(method, self._channel.unary_stream(method, *args, **kwargs), SERVER_STREAMING)
+        return around_stream(
+            method, self._channel.unary_stream(method, *args, **kwargs), SERVER_STREAMING, self._caller
+        )
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that takes a stream, as it is: none of ours does."""
@@ -121,7 +125,7 @@ class Channel(grpc.aio.Channel):
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that takes a stream and gives one. See `around_stream`; it takes an iterator."""
-        return around_stream(method, self._channel.stream_stream(method, *args, **kwargs), BIDI_STREAMING)
+        return around_stream(method, self._channel.stream_stream(method, *args, **kwargs), BIDI_STREAMING, self._caller)
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the channel; calls under way get `grace` seconds."""
@@ -151,15 +155,16 @@ def read_by(call: Any, parse: Callable[[bytes], Any]) -> Any:
     return call.read_by(parse)
 
 
-def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def around(method: str, call: Callable[..., Awaitable[Any]], caller: Caller) -> Callable[..., Awaitable[Any]]:
     """A unary method's callable with what surrounds every call."""
     service, _, name = method.removeprefix("/").partition("/")
+    shown = caller.metadatum
     handled = metrics.GRPC_CLIENT_HANDLED
     ok = handled.labels(UNARY, service, name, "OK")
 
     async def invoke(request: Any, *, timeout: float | None = None) -> Any:
         within_s = due_s(timeout, DEFAULT_DEADLINE_S)
-        metadata = ((REQUEST_ID_KEY, context.request_id.get()),)
+        metadata = ((REQUEST_ID_KEY, context.request_id.get()), shown)
         try:
             response = await call(request, timeout=within_s, metadata=metadata)
         except grpc.aio.AioRpcError as exception:
@@ -171,16 +176,19 @@ def around(method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
     return invoke
 
 
-def around_stream(method: str, call: Callable[..., Any], kind: str) -> Callable[..., AsyncGenerator[Any, None]]:
+def around_stream(
+    method: str, call: Callable[..., Any], kind: str, caller: Caller
+) -> Callable[..., AsyncGenerator[Any, None]]:
     """The callable of a method that streams its answer, with what surrounds every call.
 
     It gives a generator of the messages: the call begins with the first that is asked for, reads on only as they are
     taken, and is cancelled when the generator is closed. Who may stop early closes it (`contextlib.aclosing`).
     """
     service, _, name = method.removeprefix("/").partition("/")
+    shown = caller.metadatum
 
     async def invoke(request: Any, *, timeout: float | None = None) -> AsyncGenerator[Any, None]:
-        metadata = ((REQUEST_ID_KEY, context.request_id.get()),)
+        metadata = ((REQUEST_ID_KEY, context.request_id.get()), shown)
         stream = call(request, timeout=due_s(timeout, MAX_STREAM_S), metadata=metadata)
         code = "CANCELLED"
         try:

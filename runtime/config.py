@@ -39,7 +39,14 @@ class Settings(BaseSettings):
     """Where Prometheus reads this process's metrics (`/metrics`)."""
 
 
-class ServerSettings(Settings):
+class MeshSettings(Settings):
+    """What every process can be told that calls another, or is called."""
+
+    mesh_secret: Secret
+    """What callers show who they are by; the same in all of a mesh."""
+
+
+class ServerSettings(MeshSettings):
     """What every gRPC server can be told besides."""
 
     grpc_address: Address = "127.0.0.1:0"

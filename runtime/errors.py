@@ -6,7 +6,7 @@
     ├── Conflict               taken, or the same request is under way
     ├── Refused                well-formed, but against a rule
     ├── Forbidden              someone else's
-    ├── Unauthenticated        who asks is not known
+    ├── Unauthenticated        nobody knows who asks
     ├── Throttled              too often
     └── Unavailable            a part that is needed cannot be reached, is too slow or is full
 
@@ -94,7 +94,7 @@ class Forbidden(Error):
 
 
 class Unauthenticated(Error):
-    """Who asks is not known."""
+    """Nobody knows who asks."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 

@@ -1,4 +1,4 @@
-"""What happens around every call at a server, outermost first: see `STACK`.
+"""What happens around every call at a server, outermost first: see `stack`.
 
 A call that streams its answer is handled within the same stack: see `sending`. Health and reflection pass untouched.
 """
@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import grpc
 from grpc_status import rpc_status
 
-from runtime import context, errors, metrics, validation
+from runtime import callers, context, errors, metrics, validation
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class Method(NamedTuple):
     def __str__(self) -> str:
         return f"/{self.service}/{self.name}"
 
+
+RECEIVED: ContextVar[Any] = ContextVar("RECEIVED", default=())
+"""The metadata of the call, as pairs. gRPC gives it to `Chain` anyway; to ask its context again costs 8 µs."""
 
 Interceptor = Callable[[Method, Call], Call]
 """Takes a method and the call within; gives that around."""
@@ -106,7 +110,7 @@ def carry_context(method: Method, call: Call) -> Call:
     unasked_s, most_s = (DEFAULT_DEADLINE_S, MAX_DEADLINE_S) if method.kind == UNARY else (MAX_STREAM_S, MAX_STREAM_S)
 
     async def around(request: Any, rpc: Context) -> Any:
-        received = {key: value for key, value in rpc.invocation_metadata() or () if key == REQUEST_ID_KEY}
+        received = {key: value for key, value in RECEIVED.get() if key == REQUEST_ID_KEY}
         request_id = received.get(REQUEST_ID_KEY) or uuid.uuid4().hex
         context.request_id.set(request_id if isinstance(request_id, str) else "")
         left_s = rpc.time_remaining()
@@ -114,6 +118,23 @@ def carry_context(method: Method, call: Call) -> Call:
         return await call(request, rpc)
 
     return around
+
+
+def know_caller(known: callers.Known) -> Interceptor:
+    """Refuses a call of whoever the server does not know, before anything of the request is looked at."""
+
+    def interceptor(method: Method, call: Call) -> Call:
+        async def around(request: Any, rpc: Context) -> Any:
+            try:
+                context.caller.set(known.named(RECEIVED.get()))
+            except callers.Unknown:
+                log.warning("%s: unknown caller", method, extra={"peer": rpc.peer()})
+                raise errors.Unauthenticated("UNKNOWN_CALLER", "the caller is none of this mesh") from None
+            return await call(request, rpc)
+
+        return around
+
+    return interceptor
 
 
 def validate(method: Method, call: Call) -> Call:
@@ -156,14 +177,16 @@ def sending(answers: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Cal
     return call
 
 
-STACK: tuple[Interceptor, ...] = (carry_context, answer_errors, observe, validate)
+def stack(known: callers.Known) -> tuple[Interceptor, ...]:
+    """All of them."""
+    return carry_context, answer_errors, observe, know_caller(known), validate
 
 
 class Chain(grpc.aio.ServerInterceptor):
     """Puts the stack around each method of ours, once a method."""
 
-    def __init__(self, stack: tuple[Interceptor, ...] = STACK) -> None:
-        self._stack = stack
+    def __init__(self, known: callers.Known) -> None:
+        self._stack = stack(known)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -172,6 +195,8 @@ class Chain(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """The method's handler with the stack around it."""
+        # The task that this runs in goes on to handle the call.
+        RECEIVED.set(handler_call_details.invocation_metadata or ())
         path = handler_call_details.method
         with contextlib.suppress(KeyError):
             return self._wrapped[path]

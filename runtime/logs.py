@@ -29,8 +29,10 @@ def configure(process: str, level: str) -> None:
 
 
 def complete(record: logging.LogRecord) -> bool:
-    """Adds `level` to a record, and `request_id` to one that is logged while a request is served."""
+    """Adds `level` to a record, and to one that is logged while a request is served its `request_id` and `caller`."""
     record.level = record.levelname.lower()
     if request_id := context.request_id.get():
         record.request_id = request_id
+    if caller := context.caller.get():
+        record.caller = caller
     return True

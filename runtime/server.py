@@ -16,7 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from runtime import config
+from runtime import callers, config
 from runtime.interceptors import MAX_MESSAGE_BYTES, MAX_STREAM_S, Chain
 from runtime.process import Process
 
@@ -62,7 +62,9 @@ async def serve(
     is NOT_SERVING, so that callers hear it at once. Ends the process with one clear line when the address is taken.
     """
     server = grpc.aio.server(
-        interceptors=[Chain()], options=OPTIONS, maximum_concurrent_rpcs=settings.max_concurrent_rpcs
+        interceptors=[Chain(callers.Known(settings.mesh_secret))],
+        options=OPTIONS,
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
     healthiness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)

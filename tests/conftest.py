@@ -27,7 +27,7 @@ from services.post.sight import Sights
 from tests.fakes.databases import Databases, settings_of
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
-from tests.fakes.serving import GraphService, PostService, RealPostService, nothing_to_keep_up, serving
+from tests.fakes.serving import CALLER, GraphService, PostService, RealPostService, nothing_to_keep_up, serving
 
 SECRET = "a secret of at least 32 characters"
 
@@ -81,7 +81,7 @@ async def graph_service(graph_pool: postgres.Pool, max_following: int) -> AsyncI
     servicer = graph.GraphServicer(graph_pool, Cursors(SECRET), max_following)
     async with (
         serving(lambda s: add_GraphServiceServicer_to_server(servicer, s), services=(graph.SERVICE,)) as served,
-        client.connect(served.target, graph.SERVICE) as channel,
+        client.connect(served.target, CALLER, graph.SERVICE) as channel,
     ):
         yield GraphService(served.target, GraphServiceStub(channel), lambda: keep_up(graph_upkeep.tasks, graph_pool))
 
@@ -92,7 +92,7 @@ async def post_service(post_pool: postgres.Pool, graph_service: GraphService) ->
     servicer = post.PostServicer(post_pool, Sights(graph_service.stub), Cursors(SECRET))
     async with (
         serving(lambda s: add_PostServiceServicer_to_server(servicer, s), services=(post.SERVICE,)) as served,
-        client.connect(served.target, post.SERVICE) as channel,
+        client.connect(served.target, CALLER, post.SERVICE) as channel,
     ):
         yield RealPostService(
             PostServiceStub(channel), graph_service.stub, lambda: keep_up(post_upkeep.tasks, post_pool), post_pool
@@ -114,7 +114,7 @@ async def fake_post_service(max_following: int) -> AsyncIterator[PostService]:
     async with (
         serve_fake_graph(people) as graph_service,
         serving(lambda s: add_PostServiceServicer_to_server(servicer, s), services=(post.SERVICE,)) as served,
-        client.connect(served.target, post.SERVICE) as channel,
+        client.connect(served.target, CALLER, post.SERVICE) as channel,
     ):
         yield PostService(PostServiceStub(channel), graph_service.stub, nothing_to_keep_up)
 
@@ -124,7 +124,7 @@ async def serve_fake_graph(servicer: FakeGraph) -> AsyncIterator[GraphService]:
     """Serves a fake graph for the block."""
     async with (
         serving(lambda s: add_GraphServiceServicer_to_server(servicer, s), services=(graph.SERVICE,)) as served,
-        client.connect(served.target, graph.SERVICE) as channel,
+        client.connect(served.target, CALLER, graph.SERVICE) as channel,
     ):
         yield GraphService(served.target, GraphServiceStub(channel), nothing_to_keep_up)
 

@@ -8,7 +8,7 @@ from functools import partial
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1.post_pb2_grpc import add_PostServiceServicer_to_server
-from runtime import client, config, migrate, postgres, process, server
+from runtime import callers, client, config, migrate, postgres, process, server
 from runtime.paging import Cursors
 from services.post.config import PostSettings
 from services.post.hot import LOOK_S
@@ -18,8 +18,9 @@ from services.post.sight import Sights
 
 async def serve(settings: PostSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     graph = graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
-    async with postgres.connect(settings) as pool, client.connect(settings.graph_target, graph) as channel:
+    async with postgres.connect(settings) as pool, client.connect(settings.graph_target, me, graph) as channel:
         await migrate.require(pool, "services.post")
         servicer = PostServicer(pool, Sights(GraphServiceStub(channel)), Cursors(settings.cursor_secret))
         await asyncio.gather(

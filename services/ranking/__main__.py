@@ -7,7 +7,7 @@ import asyncio
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from feedmesh.ranking.v1.ranking_pb2_grpc import add_RankingServiceServicer_to_server
-from runtime import client, config, process, redis, server
+from runtime import callers, client, config, process, redis, server
 from runtime.clock import wall_clock
 from services.ranking import follow
 from services.ranking.config import RankingSettings
@@ -17,8 +17,9 @@ from services.ranking.servicer import SERVICE, RankingServicer
 
 async def serve(settings: RankingSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     async with (
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as channel,
         redis.connect(settings) as events,
         asyncio.TaskGroup() as tasks,
     ):

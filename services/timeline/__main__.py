@@ -11,7 +11,7 @@ from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
 from feedmesh.timeline.v1.timeline_pb2_grpc import add_TimelineServiceServicer_to_server
-from runtime import client, config, migrate, postgres, process, redis, server
+from runtime import callers, client, config, migrate, postgres, process, redis, server
 from runtime.paging import Cursors
 from runtime.relations import Relations
 from services.timeline.authors import Authors
@@ -31,13 +31,16 @@ DAY_S = 86_400
 
 async def serve(settings: TimelineSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings) as probe,
-        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
         client.connect(
-            settings.ranking_target, ranking_pb2.DESCRIPTOR.services_by_name["RankingService"]
+            settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+        ) as graph_channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+        client.connect(
+            settings.ranking_target, me, ranking_pb2.DESCRIPTOR.services_by_name["RankingService"]
         ) as ranking_channel,
     ):
         await migrate.require(pool, "services.timeline")

@@ -30,13 +30,15 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.ranking.v1.ranking_pb2_grpc import RankingServiceStub
 from feedmesh.timeline.v1 import timeline_pb2
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
-from runtime import client, config, consumer, errors, ids, migrate, postgres, redis, streams
+from runtime import callers, client, config, consumer, errors, ids, migrate, postgres, redis, streams
 from runtime.clock import wall_clock
 from services.timeline import limits, store
 from services.timeline.config import AdminSettings
 from services.timeline.fanout import GROUP
 from services.timeline.timelines import ALL, Timelines, author_key, home_key
 
+NAME = "admin"
+"""As a caller."""
 MAX_LIMIT = 1_000_000_000
 DEFAULT = "default"
 TOPICS = ("post", "graph")
@@ -159,9 +161,12 @@ def state_table(now: State) -> str:
 
 async def compare(settings: AdminSettings, pool: postgres.Pool, now: int, then: int, days: float) -> limits.Comparison:
     """What another limit comes to. Raises Unavailable, psycopg.Error."""
+    me = callers.caller(NAME, settings.mesh_secret)
     async with (
-        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+        client.connect(
+            settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+        ) as graph_channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
     ):
         graph, post = GraphServiceStub(graph_channel), PostServiceStub(post_channel)
         first_post = max(0, ids.lowest_at(wall_clock() - int(days * DAY_S * 1000)))
@@ -379,7 +384,8 @@ async def explain(settings: AdminSettings, arguments: argparse.Namespace) -> str
         config.fail(f"{config.PREFIX}TIMELINE_TARGET: Field required")
     service = timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"]
     request = timeline_pb2.ExplainPostRequest(user_id=arguments.viewer_id, post_id=arguments.post_id)
-    async with client.connect(settings.timeline_target, service) as channel:
+    me = callers.caller(NAME, settings.mesh_secret)
+    async with client.connect(settings.timeline_target, me, service) as channel:
         explained = await TimelineServiceStub(channel).ExplainPost(request)
     return json.dumps(explanation(explained)) if arguments.json else explanation_table(explained, arguments.post_id)
 
@@ -448,14 +454,15 @@ async def erased(settings: AdminSettings, arguments: argparse.Namespace) -> str:
     """Counts what is left of somebody, everywhere."""
     if settings.ranking_target is None:
         config.fail(f"{config.PREFIX}RANKING_TARGET: Field required")
+    me = callers.caller(NAME, settings.mesh_secret)
     user_id = arguments.user_id
     found: list[tuple[str, str, int]] = []
     async with (
         database(settings) as pool,
         connected(settings) as stores,
-        client.connect(settings.graph_target) as graph,
-        client.connect(settings.post_target) as post,
-        client.connect(settings.ranking_target) as ranking,
+        client.connect(settings.graph_target, me) as graph,
+        client.connect(settings.post_target, me) as post,
+        client.connect(settings.ranking_target, me) as ranking,
     ):
         answers: dict[str, Any] = {
             "graph": await GraphServiceStub(graph).CountTraces(graph_pb2.CountTracesRequest(user_id=user_id)),

@@ -30,7 +30,7 @@ from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from feedmesh.timeline.v1 import timeline_pb2
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
-from runtime import client, config, errors, ids, members, migrate, postgres, process, redis, streams
+from runtime import callers, client, config, errors, ids, members, migrate, postgres, process, redis, streams
 from runtime.clock import Clock, wall_clock
 from services.timeline import metrics, store
 from services.timeline.audit import FEED, KINDS, LIST, Compared, Facts, Member, compare
@@ -338,13 +338,16 @@ def pages(numbers: Sequence[int], size: int) -> Iterable[Sequence[int]]:
 
 async def serve(settings: AuditorSettings, running: process.Process, *, once: bool) -> None:
     """Audits until the process is asked to stop, or with `once` every feed once."""
+    me = callers.caller(running.name, settings.mesh_secret)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings, timeout_s=5) as stores,
-        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
         client.connect(
-            settings.timeline_target, timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"]
+            settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+        ) as graph_channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+        client.connect(
+            settings.timeline_target, me, timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"]
         ) as timeline_channel,
     ):
         await migrate.require(pool, "services.timeline")

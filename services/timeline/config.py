@@ -27,7 +27,7 @@ class TimelineSettings(config.ServerSettings, postgres.PostgresSettings, redis.R
     """How long somebody who does not read stays active, that is, is pushed to."""
 
 
-class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
+class FanoutSettings(config.MeshSettings, postgres.PostgresSettings, redis.RedisSettings):
     """What the fan-out worker can be told."""
 
     graph_target: config.Target
@@ -40,7 +40,7 @@ class FanoutSettings(postgres.PostgresSettings, redis.RedisSettings):
     """Up to how many followers an author's posts are pushed; above it they are pulled. See the command `limit` too."""
 
 
-class WebhookSettings(postgres.PostgresSettings):
+class WebhookSettings(config.MeshSettings, postgres.PostgresSettings):
     """What the webhook's worker can be told."""
 
     graph_target: config.Target
@@ -69,7 +69,7 @@ class AdminSettings(FanoutSettings):
     """Where the ranking service is; `erased` asks it."""
 
 
-class AuditorSettings(postgres.PostgresSettings, redis.RedisSettings):
+class AuditorSettings(config.MeshSettings, postgres.PostgresSettings, redis.RedisSettings):
     """What the auditor can be told."""
 
     graph_target: config.Target

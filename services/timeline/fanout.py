@@ -14,7 +14,7 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
-from runtime import client, config, migrate, postgres, process, redis
+from runtime import callers, client, config, migrate, postgres, process, redis
 from runtime.coalesce import Coalescer
 from runtime.consumer import BATCH, Consumer, Handle
 from runtime.streams import PARTITIONS
@@ -29,11 +29,14 @@ GROUP = "timeline"
 
 async def serve(settings: FanoutSettings, running: process.Process, *, once: bool) -> None:
     """Works until the process is asked to stop, or with `once` until there is nothing to do."""
+    me = callers.caller(running.name, settings.mesh_secret)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings, timeout_s=5) as stores,
-        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+        client.connect(
+            settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+        ) as graph_channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
     ):
         await migrate.require(pool, "services.timeline")
         await redis.require_fit(stores)

@@ -27,7 +27,7 @@ from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub
 from feedmesh.post.v1 import post_pb2
 from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
 from feedmesh.timeline.v1 import timeline_pb2 as pb
-from runtime import client, config, errors, ids, migrate, postgres, process
+from runtime import callers, client, config, errors, ids, migrate, postgres, process
 from runtime.relations import Relations
 from services.timeline import metrics, store
 from services.timeline.config import WebhookSettings
@@ -173,10 +173,13 @@ def signature(key: bytes, message_id: str, seconds: int, body: bytes) -> str:
 
 async def serve(settings: WebhookSettings, running: process.Process) -> None:
     """Works until the process is asked to stop."""
+    me = callers.caller(running.name, settings.mesh_secret)
     async with (
         postgres.connect(settings) as pool,
-        client.connect(settings.graph_target, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph_channel,
-        client.connect(settings.post_target, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
+        client.connect(
+            settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
+        ) as graph_channel,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post_channel,
         connect() as session,
     ):
         await migrate.require(pool, "services.timeline")

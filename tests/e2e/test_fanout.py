@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
-from runtime import client, errors
+from runtime import callers, client, errors
 from services.timeline.servicer import SERVICE
 from services.timeline.timelines import Timelines, author_key, home_key
 from tests.e2e import mesh as meshes
@@ -163,7 +163,8 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
             another(mesh, "services.timeline", folder, FEEDMESH_GRPC_ADDRESS=f"127.0.0.1:{port}"),
             another(mesh, "services.timeline.fanout", folder),
         ):
-            async with client.connect(f"127.0.0.1:{port}", SERVICE) as channel:
+            secret = environment_of(mesh.pids()["gateway"])["FEEDMESH_MESH_SECRET"]
+            async with client.connect(f"127.0.0.1:{port}", callers.caller("test", secret), SERVICE) as channel:
                 await wait_for_ready(mesh)
                 people = [await mesh.user(f"crowd{n}") for n in range(PEOPLE)]
                 follows = {(people[one], people[other]) for one in range(PEOPLE) for other in range(one + 1, PEOPLE)}

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from runtime import config, process, server
+from runtime import callers, config, process, server
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
     from runtime.postgres import Pool
+
+MESH_SECRET = "what the processes of a test's mesh share"
+CALLER = callers.caller("test", MESH_SECRET)
+"""Whoever calls within a test."""
 
 Upkeep = Callable[[], Awaitable[None]]
 """Does all that the service's upkeep worker has to do at this moment."""
@@ -69,7 +73,9 @@ async def serving(
     notice_s: float = 0,
 ) -> AsyncIterator[Served]:
     """Serves for the block with `runtime.server.serve`, on a port of its own choice. For `notice_s` see there."""
-    settings = config.ServerSettings(grpc_address="127.0.0.1:0", max_concurrent_rpcs=max_concurrent_rpcs)
+    settings = config.ServerSettings(
+        grpc_address="127.0.0.1:0", max_concurrent_rpcs=max_concurrent_rpcs, mesh_secret=MESH_SECRET
+    )
     running = process.Process("test")
     with announced_port() as port:
         task = asyncio.create_task(server.serve(running, settings, registrations, services, notice_s=notice_s))

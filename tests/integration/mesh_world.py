@@ -53,7 +53,7 @@ from services.timeline.feed import Parts
 from services.timeline.modes import BOTH_S
 from services.timeline.timelines import home_key
 from tests.fakes.databases import EMPTY, Databases, settings_of
-from tests.fakes.serving import serving
+from tests.fakes.serving import CALLER, serving
 from tests.integration.timeline_stores import TimelineStores, feeds, timeline_stores
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Mesh]:
 
         async def serve(add: Callable[[Any, Any], None], servicer: Any, service: Any) -> Any:
             served = await enter(serving(lambda server: add(servicer, server), services=(service,)))
-            return await enter(client.connect(served.target, service))
+            return await enter(client.connect(served.target, CALLER, service))
 
         graph = GraphServiceStub(
             await serve(

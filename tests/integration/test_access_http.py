@@ -26,6 +26,7 @@ from launch.valkey import Running as Valkey
 from runtime import client
 from services.graph.session import SERVICE
 from tests.fakes.databases import Databases
+from tests.fakes.serving import CALLER
 from tests.integration.whole_mesh import WholeMesh, whole_mesh
 
 PASSWORD = "correct horse battery staple"
@@ -209,7 +210,7 @@ async def issuer() -> AsyncIterator[Elsewhere]:
 @pytest_asyncio.fixture
 async def edge(mesh: WholeMesh, issuer: Elsewhere) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway that trusts it."""
-    async with client.connect(mesh.targets["session"], SERVICE) as channel:
+    async with client.connect(mesh.targets["session"], CALLER, SERVICE) as channel:
         routes = [route for route in of_contracts() if route.service in mesh.channels]
         app = App(
             [(route, route.call(mesh.channels[route.service])) for route in routes],

@@ -25,7 +25,7 @@ from services.timeline.epoch import Guard
 from services.timeline.servicer import SERVICE
 from services.timeline.timelines import Timeline, author_key, home_key, user_of
 from tests.fakes.databases import Databases
-from tests.fakes.serving import serving
+from tests.fakes.serving import CALLER, serving
 from tests.integration.mesh_world import LIMITS, World, mesh
 from tests.integration.timeline_stores import timeline_servicer
 
@@ -131,7 +131,7 @@ def audited(databases: Databases, valkey: Valkey) -> Meshes:
             servicer = timeline_servicer(world.replicas[0])
             async with (
                 serving(lambda s: add_TimelineServiceServicer_to_server(servicer, s), services=(SERVICE,)) as served,
-                client.connect(served.target, SERVICE) as channel,
+                client.connect(served.target, CALLER, SERVICE) as channel,
             ):
                 between = Serving(TimelineServiceStub(channel))
                 guard = Guard(world.stores.pool, world.stores.client)

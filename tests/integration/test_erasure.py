@@ -20,7 +20,7 @@ from services.post import eraser, people, store
 from services.post import upkeep as post_upkeep
 from tests.conftest import keep_up
 from tests.fakes.databases import Databases
-from tests.fakes.serving import GraphService, RealPostService
+from tests.fakes.serving import MESH_SECRET, GraphService, RealPostService
 from tests.integration.whole_mesh import WholeMesh, whole_mesh
 
 WORDS = "a secret that nobody shall find"
@@ -212,6 +212,7 @@ async def ask_for_traces(mesh: WholeMesh, user_id: int) -> tuple[int, dict[str, 
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("FEEDMESH_")},
             **{f"FEEDMESH_{name.upper()}_TARGET": target for name, target in mesh.targets.items() if name != "session"},
+            "FEEDMESH_MESH_SECRET": MESH_SECRET,
             "FEEDMESH_POSTGRES_DSN": mesh.stores.dsn,
             "FEEDMESH_REDIS_URL": mesh.stores.url,
         },

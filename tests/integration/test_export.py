@@ -29,7 +29,7 @@ from services.post import export as post_export
 from services.post import servicer
 from services.post.sight import Sights
 from tests.contract.expect import refusal
-from tests.fakes.serving import GraphService, serving
+from tests.fakes.serving import CALLER, GraphService, serving
 
 SECRET = "a secret of at least 32 characters"
 Record = dict[str, Any]
@@ -72,7 +72,7 @@ async def mesh(graph_service: GraphService, graph_pool: postgres.Pool, post_pool
     stopping = asyncio.Event()
     async with (
         serving(lambda s: add_PostServiceServicer_to_server(posts, s), services=(servicer.SERVICE,)) as served,
-        client.connect(served.target, servicer.SERVICE) as channel,
+        client.connect(served.target, CALLER, servicer.SERVICE) as channel,
         httpx.AsyncClient(base_url=f"http://{server.name(listener)}") as http,
     ):
         routes = [(route, route.call(channel)) for route in of_contracts() if route.service == "post"]

@@ -39,7 +39,7 @@ from services.timeline.feed import Parts
 from tests.fakes.databases import Databases
 from tests.fakes.graph import FakeGraph
 from tests.fakes.post import FakePost
-from tests.fakes.serving import Served, serving
+from tests.fakes.serving import CALLER, Served, serving
 from tests.integration.timeline_stores import feeds, timeline_servicer, timeline_stores
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ async def world(databases: Databases, valkey: Valkey, window: int) -> AsyncItera
     async with (
         serving(lambda s: add_GraphServiceServicer_to_server(graph_servicer, s), services=(GRAPH,)) as graph,
         serving(lambda s: add_PostServiceServicer_to_server(post_servicer, s), services=(POST,)) as post,
-        client.connect(graph.target, GRAPH) as graph_channel,
-        client.connect(post.target, POST) as post_channel,
+        client.connect(graph.target, CALLER, GRAPH) as graph_channel,
+        client.connect(post.target, CALLER, POST) as post_channel,
         timeline_stores(databases, valkey) as stores,
     ):
         ranking_servicer = RankingServicer(PostServiceStub(post_channel), wall_clock)
@@ -134,7 +134,7 @@ async def world(databases: Databases, valkey: Valkey, window: int) -> AsyncItera
             serving(
                 lambda s: add_RankingServiceServicer_to_server(ranking_servicer, s), services=(RANKING,)
             ) as ranking,
-            client.connect(ranking.target, RANKING) as ranking_channel,
+            client.connect(ranking.target, CALLER, RANKING) as ranking_channel,
         ):
             graph_stub, post_stub = GraphServiceStub(graph_channel), PostServiceStub(post_channel)
             people = [
@@ -368,7 +368,7 @@ async def test_a_ranking_that_fails_takes_no_feed_with_it(worlds: Worlds) -> Non
         serving(
             lambda s: add_RankingServiceServicer_to_server(Broken(mesh.parts.post, wall_clock), s), services=(RANKING,)
         ) as ranking,
-        client.connect(ranking.target, RANKING) as channel,
+        client.connect(ranking.target, CALLER, RANKING) as channel,
     ):
         post_id = await mesh.post(READER)
         parts = replace(mesh.parts, ranking=RankingServiceStub(channel))
@@ -457,7 +457,7 @@ async def test_a_page_looks_at_a_bounded_number_of_windows_and_the_next_one_goes
 
 async def test_a_channel_to_nowhere_is_an_error_and_no_hang(worlds: Worlds) -> None:
     async with worlds(5) as mesh:
-        nowhere = client.connect("127.0.0.1:1", POST)
+        nowhere = client.connect("127.0.0.1:1", CALLER, POST)
         parts = replace(mesh.parts, post=PostServiceStub(nowhere))
         [answer] = await feeds(parts, [pb.GetFeedRequest(user_id=mesh.people[READER])])
         assert isinstance(answer, errors.Unavailable)

@@ -27,9 +27,10 @@ from gateway.health import Readiness
 from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
-from runtime import client, context, errors
+from runtime import callers, client, context, errors
 from runtime.interceptors import Chain
 from tests.fakes.post import each
+from tests.fakes.serving import CALLER, MESH_SECRET
 
 MIB = 2**20
 BOUND_S = 10.0
@@ -201,7 +202,7 @@ class _Gateway:
         self.servers: dict[str, grpc.aio.Server] = {}
         self.channels: dict[str, client.Channel] = {}
         for name, contract in CONTRACTS.items():
-            grpc_server = grpc.aio.server(interceptors=[Chain()])
+            grpc_server = grpc.aio.server(interceptors=[Chain(callers.Known(MESH_SECRET))])
             if name in FAKES:
                 servicer, add = FAKES[name]
                 add(servicer(mesh), grpc_server)
@@ -211,7 +212,7 @@ class _Gateway:
             port = grpc_server.add_insecure_port("127.0.0.1:0")
             await grpc_server.start()
             self.servers[name] = grpc_server
-            self.channels[name] = client.connect(f"127.0.0.1:{port}", *contract.services_by_name.values())
+            self.channels[name] = client.connect(f"127.0.0.1:{port}", CALLER, *contract.services_by_name.values())
         routes = of_contracts()
         listener = server.listen("127.0.0.1", 0)
         app = App(

@@ -17,10 +17,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fakes.serving import MESH_SECRET
+
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 20.0
-NOBODY = {f"FEEDMESH_{name}_TARGET": "127.0.0.1:1" for name in ("GRAPH", "POST", "RANKING", "TIMELINE")}
-NOBODY["FEEDMESH_REDIS_URL"] = "redis://127.0.0.1:1/0"
+NOBODY = {f"FEEDMESH_{name}_TARGET": "127.0.0.1:1" for name in ("GRAPH", "POST", "RANKING", "TIMELINE")} | {
+    "FEEDMESH_MESH_SECRET": MESH_SECRET,
+    "FEEDMESH_REDIS_URL": "redis://127.0.0.1:1/0",
+}
 
 
 def environment(**settings: str) -> dict[str, str]:

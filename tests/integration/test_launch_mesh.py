@@ -190,6 +190,7 @@ def test_a_mesh_starts_and_stops_in_order(launch: Launch, tmp_path: Path, which:
         "FEEDMESH_HTTP_HOST",
         "FEEDMESH_HTTP_PORT",
         "FEEDMESH_LOG_LEVEL",
+        "FEEDMESH_MESH_SECRET",
         "FEEDMESH_METRICS_ADDRESS",
         "FEEDMESH_REDIS_URL",
     ]

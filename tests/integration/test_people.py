@@ -20,7 +20,7 @@ from services.post import people
 from services.post.people import People
 from services.post.sight import Sights, Viewer
 from tests.fakes.graph import FakeGraph
-from tests.fakes.serving import Served, serving
+from tests.fakes.serving import CALLER, Served, serving
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -46,7 +46,7 @@ async def at() -> AsyncIterator[Setting]:
     servicer = FakeGraph()
     async with (
         serving(lambda s: add_GraphServiceServicer_to_server(servicer, s), services=(SERVICE,)) as graph,
-        client.connect(graph.target, SERVICE) as channel,
+        client.connect(graph.target, CALLER, SERVICE) as channel,
     ):
         stub = GraphServiceStub(channel)
         ids = [
@@ -106,7 +106,7 @@ async def test_a_defect_of_the_graph_is_no_absence() -> None:
 
     async with (
         serving(lambda s: add_GraphServiceServicer_to_server(Broken(), s), services=(SERVICE,)) as graph,
-        client.connect(graph.target, SERVICE) as channel,
+        client.connect(graph.target, CALLER, SERVICE) as channel,
     ):
         with pytest.raises(errors.Error, match="internal"):
             await People(GraphServiceStub(channel)).of([1])

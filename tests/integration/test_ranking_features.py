@@ -396,7 +396,10 @@ async def test_too_much_at_once_is_read_anew_as_a_whole(world: World, monkeypatc
 
 async def test_the_server_starts_without_redis_and_ends(tmp_path: Any) -> None:
     settings = RankingSettings(
-        grpc_address="127.0.0.1:0", post_target="127.0.0.1:1", redis_url=f"unix://{tmp_path}/nobody.sock"
+        grpc_address="127.0.0.1:0",
+        post_target="127.0.0.1:1",
+        redis_url=f"unix://{tmp_path}/nobody.sock",
+        mesh_secret="m" * 32,
     )
     running = Process("test")
     with announced_port() as port:

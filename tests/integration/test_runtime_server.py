@@ -20,12 +20,12 @@ from prometheus_client import REGISTRY
 
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
-from runtime import client, config, context, errors, logs, process, server
+from runtime import callers, client, config, context, errors, logs, process, server
 from runtime.interceptors import DEFAULT_DEADLINE_S, MAX_STREAM_S
 from tests.contract.expect import refusal
 from tests.fakes.graph import FakeGraph
 from tests.fakes.poll import until
-from tests.fakes.serving import Served, serving
+from tests.fakes.serving import CALLER, MESH_SECRET, Served, serving
 
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
@@ -109,7 +109,7 @@ async def running(graph: Graph, max_concurrent_rpcs: int = 1024, notice_s: float
             max_concurrent_rpcs=max_concurrent_rpcs,
             notice_s=notice_s,
         ) as served,
-        client.connect(served.target, SERVICE) as channel,
+        client.connect(served.target, CALLER, SERVICE) as channel,
     ):
         yield Running(served, channel, GraphServiceStub(channel))
 
@@ -129,6 +129,52 @@ async def health_of(target: str, service: str = "") -> Any:
     async with grpc.aio.insecure_channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+
+
+# Who calls.
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        ((callers.KEY, ""),),
+        ((callers.KEY, "test"),),
+        (callers.caller("test", "the secret of another mesh, as long").metadatum,),
+    ],
+    ids=["nobody", "empty", "without proof", "of another mesh"],
+)
+async def test_whoever_is_none_of_the_mesh_is_refused_whatever_they_call(
+    metadata: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = Graph(nothing)
+    async with running(graph) as here, grpc.aio.insecure_channel(here.served.target) as bare:
+        stub: Any = GraphServiceStub(bare)
+        for call in (
+            stub.GetUser(SOMEBODY, metadata=metadata),
+            stub.GetUser(pb.GetUserRequest(), metadata=metadata),  # before the request is looked at
+            stub.ExportUser(pb.ExportUserRequest(user_id=1), metadata=metadata).read(),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            error = errors.from_rpc(caught.value, "")
+            assert (type(error), error.reason) == (errors.Unauthenticated, "UNKNOWN_CALLER")
+        assert await health_of(here.served.target) == SERVING
+    assert graph.calls == 0
+    assert "/feedmesh.graph.v1.GraphService/GetUser: unknown caller" in caplog.text
+
+
+async def test_a_service_knows_who_calls() -> None:
+    known: list[str] = []
+
+    async def note() -> None:
+        known.append(context.caller.get())
+
+    async with running(Graph(note)) as here:
+        await here.stub.GetUser(SOMEBODY)
+        [record async for record in here.stub.ExportUser(pb.ExportUserRequest(user_id=1))]
+    assert set(known) == {"test"}
+    assert context.caller.get() == ""
 
 
 # Deadlines and request ids.
@@ -165,7 +211,7 @@ async def test_a_call_without_a_deadline_gets_one() -> None:
     async with running(graph) as here:
         await here.stub.GetUser(SOMEBODY)
         async with grpc.aio.insecure_channel(here.served.target) as bare:
-            await GraphServiceStub(bare).GetUser(SOMEBODY)
+            await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=(CALLER.metadatum,))
     for left_s in graph.remaining_s:
         assert 0 < left_s <= DEFAULT_DEADLINE_S + 0.1
 
@@ -273,7 +319,7 @@ async def test_a_defect_is_internal_without_its_text_and_logged_with_it(caplog: 
             await here.stub.GetUser(SOMEBODY)
         async with grpc.aio.insecure_channel(here.served.target) as bare:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await GraphServiceStub(bare).GetUser(SOMEBODY)
+                await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=(CALLER.metadatum,))
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in repr(caught.value)
     assert "secret" not in repr(caught.value.trailing_metadata())
@@ -306,7 +352,7 @@ async def test_a_server_that_is_gone_is_unavailable_and_found_again_when_it_is_b
         task = asyncio.create_task(
             server.serve(
                 again,
-                config.ServerSettings(grpc_address=here.served.target),
+                config.ServerSettings(grpc_address=here.served.target, mesh_secret=MESH_SECRET),
                 [lambda s: add_GraphServiceServicer_to_server(graph, s)],
                 [SERVICE],
             )
@@ -323,7 +369,7 @@ async def test_a_server_that_is_gone_is_unavailable_and_found_again_when_it_is_b
 
 
 async def test_nobody_there_is_unavailable() -> None:
-    async with client.connect("127.0.0.1:1", SERVICE) as channel:
+    async with client.connect("127.0.0.1:1", CALLER, SERVICE) as channel:
         with refusal(errors.Unavailable, "UNAVAILABLE"):
             await GraphServiceStub(channel).GetUser(SOMEBODY)
 
@@ -332,7 +378,7 @@ async def test_one_replica_of_two_that_is_gone_is_not_missed() -> None:
     one, other = Graph(nothing), Graph(nothing)
     async with running(one) as first, running(other) as second:
         target = f"{first.served.target},{second.served.target}"
-        async with client.connect(target, SERVICE) as channel:
+        async with client.connect(target, CALLER, SERVICE) as channel:
             stub = GraphServiceStub(channel)
 
             async def both_are_called() -> bool:
@@ -349,7 +395,7 @@ async def test_a_replica_that_is_stopped_fails_no_write() -> None:
     async with (
         running(Graph(nothing), notice_s=server.NOTICE_S) as first,
         running(Graph(nothing), notice_s=server.NOTICE_S) as second,
-        client.connect(f"{first.served.target},{second.served.target}", SERVICE) as channel,
+        client.connect(f"{first.served.target},{second.served.target}", CALLER, SERVICE) as channel,
     ):
         stub = GraphServiceStub(channel)
         written, stopped = 0, asyncio.Event()
@@ -427,7 +473,7 @@ async def test_a_stream_carries_id_and_deadline_and_is_counted_at_both_ends() ->
         context.deadline.set(time.monotonic() + 0.5)
         assert [record async for record in export(here, 1)]
         async with grpc.aio.insecure_channel(here.served.target) as bare:
-            call: Any = GraphServiceStub(bare).ExportUser(pb.ExportUserRequest(user_id=1))
+            call: Any = GraphServiceStub(bare).ExportUser(pb.ExportUserRequest(user_id=1), metadata=(CALLER.metadatum,))
             assert len([record async for record in call]) == 1
     assert graph.request_ids[:2] == ["the-callers-own", "the-callers-own"]
     assert graph.request_ids[2] not in ("", "the-callers-own")
@@ -582,7 +628,10 @@ async def test_a_second_server_on_a_port_ends_with_one_clear_line(capsys: pytest
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             await server.serve(
-                process.Process("second"), config.ServerSettings(grpc_address=here.served.target), [], [SERVICE]
+                process.Process("second"),
+                config.ServerSettings(grpc_address=here.served.target, mesh_secret=MESH_SECRET),
+                [],
+                [SERVICE],
             )
         assert caught.value.code == 2
         ours = [line for line in capsys.readouterr().err.splitlines() if line.startswith("FEEDMESH_")]

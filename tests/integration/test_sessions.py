@@ -28,7 +28,7 @@ from services.graph.session import SERVICE, SessionServicer
 from services.graph.signing import Signer
 from services.graph.upkeep import tasks
 from tests.fakes.databases import Databases, settings_of
-from tests.fakes.serving import serving
+from tests.fakes.serving import CALLER, serving
 
 SECRET = "a secret of at least 32 characters"
 PASSWORD = "correct horse battery staple"
@@ -81,8 +81,8 @@ async def signin(pool: postgres.Pool) -> AsyncIterator[Signin]:
     async with (
         serving(lambda s: add_SessionServiceServicer_to_server(servicer, s), services=(SERVICE,)) as served,
         serving(lambda s: add_GraphServiceServicer_to_server(graph, s), services=(GRAPH,)) as other,
-        client.connect(served.target, SERVICE) as channel,
-        client.connect(other.target, GRAPH) as graph_channel,
+        client.connect(served.target, CALLER, SERVICE) as channel,
+        client.connect(other.target, CALLER, GRAPH) as graph_channel,
     ):
         yield Signin(GraphServiceStub(graph_channel), SessionServiceStub(channel), OwnIssuer(channel), pool)
 

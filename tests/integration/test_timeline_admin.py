@@ -29,6 +29,7 @@ from services.timeline.deliver import Fanout
 from services.timeline.fanout import GROUP
 from services.timeline.timelines import author_key, home_key
 from tests.fakes.databases import Databases
+from tests.fakes.serving import MESH_SECRET
 from tests.integration.timeline_stores import TimelineStores
 from tests.integration.whole_mesh import whole_mesh
 
@@ -45,6 +46,7 @@ NOWHERE = {
     "REDIS_URL": "redis://127.0.0.1:1/0",
     "GRAPH_TARGET": "127.0.0.1:1",
     "POST_TARGET": "127.0.0.1:1",
+    "MESH_SECRET": MESH_SECRET,
 }
 
 
@@ -155,6 +157,7 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Operated]:
             "GRAPH_TARGET": whole.targets["graph"],
             "POST_TARGET": whole.targets["post"],
             "TIMELINE_TARGET": whole.targets["timeline"],
+            "MESH_SECRET": MESH_SECRET,
             "PUSH_MAX_FOLLOWERS": str(SETTING),
         }
         fanout = await whole.stores.fanout(whole.graph, whole.post, limit=SETTING)

@@ -24,7 +24,7 @@ from services.timeline.news import News
 from services.timeline.servicer import SERVICE, TimelineServicer
 from services.timeline.watch import Watches
 from tests.fakes.databases import Databases
-from tests.fakes.serving import serving
+from tests.fakes.serving import CALLER, serving
 from tests.integration.mesh_world import World, mesh
 from tests.integration.timeline_stores import notifications
 
@@ -141,7 +141,7 @@ class Scene:
         served = await self.stack.enter_async_context(
             serving(lambda server: add_TimelineServiceServicer_to_server(servicer, server), services=(SERVICE,))
         )
-        channel = await self.stack.enter_async_context(client.connect(served.target, SERVICE))
+        channel = await self.stack.enter_async_context(client.connect(served.target, CALLER, SERVICE))
         replica = Replica(heard, watches, channel, TimelineServiceStub(channel))
         await replica.look()
         return replica

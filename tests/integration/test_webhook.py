@@ -250,6 +250,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: str) -> None:
         "webhook_url": "https://example.org/hook?a=b",
         "webhook_secret": "whsec_" + base64.b64encode(bytes(32)).decode(),
         "postgres_dsn": "dbname=x",
+        "mesh_secret": "m" * 32,
         "graph_target": "127.0.0.1:1",
         "post_target": "127.0.0.1:2",
     }

@@ -38,7 +38,7 @@ from services.ranking.servicer import RankingServicer
 from services.timeline.feed import Parts
 from services.timeline.servicer import SERVICE as TIMELINE
 from tests.fakes.databases import Databases, settings_of
-from tests.fakes.serving import serving
+from tests.fakes.serving import CALLER, serving
 from tests.integration.timeline_stores import TimelineStores, timeline_servicer, timeline_stores
 
 SECRET = "a secret of at least 32 characters"
@@ -96,7 +96,7 @@ async def whole_mesh(
         async def serve(name: str, service: Any, add: Callable[[Any, Any], None], servicer: Any) -> client.Channel:
             served = await enter(serving(lambda s: add(servicer, s), services=(service,)))
             targets[name] = served.target
-            channels[name] = await enter(client.connect(served.target, service))
+            channels[name] = await enter(client.connect(served.target, CALLER, service))
             return channels[name]
 
         graph = GraphServiceStub(

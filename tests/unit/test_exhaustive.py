@@ -125,7 +125,9 @@ def test_every_reason_that_the_code_raises_is_in_the_contract() -> None:
     known = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
     raised = set()
     for source in [*ROOT.glob("runtime/*.py"), *ROOT.glob("services/*/*.py"), *ROOT.glob("gateway/*.py")]:
-        raised |= set(re.findall(r'(?:NotFound|Conflict|Refused|Forbidden)\(\s*"([A-Z_]+)"', source.read_text()))
+        raised |= set(
+            re.findall(r'(?:NotFound|Conflict|Refused|Forbidden|Unauthenticated)\(\s*"([A-Z_]+)"', source.read_text())
+        )
         raised |= set(re.findall(r'reason(?:: str)?\s*=\s*"([A-Z_]+)"', source.read_text()))
     assert raised
     assert raised <= known
@@ -150,7 +152,7 @@ def test_the_launcher_tells_each_process_what_it_takes(process: processes.Proces
     told |= {"FEEDMESH_HTTP_HOST", "FEEDMESH_HTTP_PORT"} if process.http else set()
     told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
     told |= {"FEEDMESH_REDIS_URL"} if process.redis else set()
-    told |= {f"FEEDMESH_{name}" for name in process.secrets}
+    told |= {f"FEEDMESH_{name}" for name in process.all_secrets}
     assert told == set(settings_of(process.name))
 
 

@@ -30,7 +30,7 @@ def test_bad_input_names_its_fields() -> None:
     assert (b"content-type", b"application/problem+json") in answer.headers
 
 
-@pytest.mark.parametrize("reason", ["INTERNAL", "NEWER_THAN_THIS_BUILD", ""])
+@pytest.mark.parametrize("reason", ["INTERNAL", "UNKNOWN_CALLER", "NEWER_THAN_THIS_BUILD", ""])
 def test_a_defect_keeps_its_words_to_itself(reason: str) -> None:
     answer = problems.answer(Error(reason, "password=hunter2", (Violation("a", "b"),)), "r1")
     document = orjson.loads(answer.body)

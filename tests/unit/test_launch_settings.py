@@ -121,7 +121,14 @@ def test_a_child_gets_exactly_its_own() -> None:
         metrics={process.name: (HOST, 20) for process in FEEDMESH.processes},
     )
     told = {
-        process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secrets={"CURSOR_SECRET": "secret"})
+        process.name: settings.told(
+            process,
+            chosen,
+            at,
+            dsn="dsn",
+            redis="redis",
+            secrets={"CURSOR_SECRET": "cursors", "MESH_SECRET": "mesh"},
+        )
         for process in FEEDMESH.processes
         if chosen.count(process)
     }
@@ -130,13 +137,15 @@ def test_a_child_gets_exactly_its_own() -> None:
     assert told["graph"] == common | {
         "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:10",
         "FEEDMESH_POSTGRES_DSN": "dsn",
-        "FEEDMESH_CURSOR_SECRET": "secret",
+        "FEEDMESH_CURSOR_SECRET": "cursors",
+        "FEEDMESH_MESH_SECRET": "mesh",
         "FEEDMESH_MAX_FOLLOWING": "7",
     }
     assert told["graph-upkeep"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn"}
     assert told["graph-relay"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn", "FEEDMESH_REDIS_URL": "redis"}
     assert told["ranking"] == common | {
         "FEEDMESH_GRPC_ADDRESS": "127.0.0.1:8",
+        "FEEDMESH_MESH_SECRET": "mesh",
         "FEEDMESH_REDIS_URL": "redis",
         "FEEDMESH_POST_TARGET": "127.0.0.1:11",
     }
@@ -144,6 +153,7 @@ def test_a_child_gets_exactly_its_own() -> None:
         "FEEDMESH_HTTP_HOST": "127.0.0.1",
         "FEEDMESH_HTTP_PORT": "8080",
         "FEEDMESH_REDIS_URL": "redis",
+        "FEEDMESH_MESH_SECRET": "mesh",
         "FEEDMESH_GRAPH_TARGET": "127.0.0.1:10",
         "FEEDMESH_POST_TARGET": "127.0.0.1:11",
         "FEEDMESH_RANKING_TARGET": "127.0.0.1:8,127.0.0.1:9",
@@ -186,7 +196,7 @@ def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> 
         names += chosen.names(process)
         for replica, name in enumerate(chosen.names(process)):
             own = settings.told(
-                process, chosen, at, dsn="", redis="", secrets=dict.fromkeys(process.secrets, ""), replica=replica
+                process, chosen, at, dsn="", redis="", secrets=dict.fromkeys(process.all_secrets, ""), replica=replica
             )
             ports += [own[key] for key in ("FEEDMESH_GRPC_ADDRESS", "FEEDMESH_METRICS_ADDRESS") if key in own]
             assert own["FEEDMESH_METRICS_ADDRESS"] == f"{HOST}:{at.metrics[name][1]}"
@@ -248,12 +258,13 @@ def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
             pass
 
 
-def test_the_cursor_secret_is_made_once_and_private(tmp_path: Path) -> None:
+def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
     (tmp_path / "cursor-secret.new").write_text("half")
     made = secret(tmp_path, "CURSOR_SECRET")
     assert len(bytes.fromhex(made)) == 32
     assert (tmp_path / "cursor-secret").stat().st_mode & 0o777 == 0o600
     assert secret(tmp_path, "CURSOR_SECRET") == made
+    assert secret(tmp_path, "MESH_SECRET") != made
     (tmp_path / "cursor-secret").write_text("short\n")
     with pytest.raises(Refused, match="64 hexadecimal digits"):
         secret(tmp_path, "CURSOR_SECRET")

@@ -28,6 +28,7 @@ KINDS = (
     errors.Forbidden("NOT_OWNER", "someone else's"),
     errors.Unauthenticated("WRONG_CREDENTIALS", "wrong"),
     errors.Throttled("too often"),
+    errors.Unauthenticated("UNKNOWN_CALLER", "who is that"),
     errors.Unavailable("the deadline has passed"),
 )
 

@@ -98,17 +98,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
     gateway only.
     """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 35
+    """ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
+    `Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
+    the gateway only.
+    """
+    ERROR_REASON_UNKNOWN_CALLER: _ErrorReason.ValueType  # 36
+    """ERROR_REASON_UNKNOWN_CALLER: the process that calls is none of the mesh. Sent by services only; to the gateway's
+    clients it is INTERNAL.
+    """
     ERROR_REASON_WRONG_CREDENTIALS: _ErrorReason.ValueType  # 37
     """ERROR_REASON_WRONG_CREDENTIALS: there is no account with this name and password."""
     ERROR_REASON_SESSION_ENDED: _ErrorReason.ValueType  # 38
     """ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
     ERROR_REASON_IDENTITY_TAKEN: _ErrorReason.ValueType  # 39
     """ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
-    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 35
-    """ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
-    `Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
-    the gateway only.
-    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -185,15 +189,19 @@ ERROR_REASON_NO_ACCOUNT: ErrorReason.ValueType  # 29
 """ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
 gateway only.
 """
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 35
+"""ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
+`Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
+the gateway only.
+"""
+ERROR_REASON_UNKNOWN_CALLER: ErrorReason.ValueType  # 36
+"""ERROR_REASON_UNKNOWN_CALLER: the process that calls is none of the mesh. Sent by services only; to the gateway's
+clients it is INTERNAL.
+"""
 ERROR_REASON_WRONG_CREDENTIALS: ErrorReason.ValueType  # 37
 """ERROR_REASON_WRONG_CREDENTIALS: there is no account with this name and password."""
 ERROR_REASON_SESSION_ENDED: ErrorReason.ValueType  # 38
 """ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
 ERROR_REASON_IDENTITY_TAKEN: ErrorReason.ValueType  # 39
 """ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
-ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 35
-"""ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
-`Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
-the gateway only.
-"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
