@@ -12,6 +12,7 @@ from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
 from gateway.live import Hub
+from gateway.origins import Origins
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, config, process
@@ -33,12 +34,13 @@ async def serve(settings: Settings, running: process.Process) -> None:
             openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
         ),
         hub,
+        origins=Origins(settings.cors_origins, local=True),
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )
     log.warning("local mode: every request is believed about who is acting; only this machine can reach the gateway")
     live = asyncio.create_task(hub.run())
-    await server.serve(app, listener, running.stopping, hub.drain)
+    await server.serve(app, listener, running.stopping, hub.drain, max_connections=settings.max_connections)
     live.cancel()
     for channel in channels.values():
         await channel.close()

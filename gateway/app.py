@@ -1,6 +1,7 @@
 """The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
 
-A request passes, outermost first: id and metrics → route and method → room → body → transcoding → call → encoding.
+A request passes, outermost first: id and metrics → route and method → host and origin → room → body → transcoding →
+call → encoding → validator → compression.
 Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py. Where the service streams
 its answer, each of its messages goes out as it comes; what fails then breaks the connection off.
 """
@@ -33,7 +34,9 @@ from gateway.exchange import (
     unless_gone,
 )
 from gateway.live import PATH, Hub, LiveEvents, LiveSocket
+from gateway.origins import Origins
 from gateway.pages import Page
+from gateway.representation import compressed, validated
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
 from runtime.errors import Error, Unavailable, from_exception
@@ -42,9 +45,10 @@ from runtime.interceptors import MAX_STREAM_S
 log = logging.getLogger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-ANY_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
-JSON_HEADERS = [(b"content-type", b"application/json"), *ANY_HEADERS]
-LINES_HEADERS = [(b"content-type", LINES.encode()), *ANY_HEADERS]
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+JSON = (b"content-type", b"application/json")
+NOT_KEPT = (b"cache-control", b"no-store")
+LINES_HEADERS = [(b"content-type", LINES.encode()), NOT_KEPT]
 
 
 class App:
@@ -56,16 +60,19 @@ class App:
         pages: Mapping[str, Page],
         hub: Hub | None = None,
         *,
+        origins: Origins | None = None,
         timeout_s: float,
         max_requests: int,
     ) -> None:
         """`timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once.
 
         Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
+        `origins` are the web pages that may use the API: none but our own if not given.
         """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
         entries += [(path, "GET", page) for path, page in pages.items()]
-        self._socket = LiveSocket(hub) if hub is not None else None
+        self._origins = origins or Origins()
+        self._socket = LiveSocket(hub, self._origins) if hub is not None else None
         if hub is not None:
             entries.append((PATH, "GET", LiveEvents(hub)))
         self._table = Table(entries)
@@ -82,7 +89,7 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway serves no {scope['type']}")
         begun = time.perf_counter()
-        request = incoming(scope, receive)
+        request = incoming(scope, receive, self._origins)
         context.request_id.set(request.id)
         context.deadline.set(time.monotonic() + self._timeout_s)
         template, status = "none", metrics.CLIENT_GONE
@@ -90,7 +97,7 @@ class App:
             template, answer = await self._answer(request, send)
             status = answer.status
             if isinstance(answer, Answer):
-                await respond(send, answer, request)
+                await respond(send, await compressed(answer, request), request)
             elif not answer.whole:
                 await break_off(request)
         except ClientGone:
@@ -111,10 +118,12 @@ class App:
         if target is None:
             allowed = [(b"allow", allow(methods))]
             if request.method == "OPTIONS":
-                return template, Answer(204, headers=allowed)
+                preflight = self._origins.preflight(request.headers, allowed[0][1])
+                return template, Answer(204, headers=[*allowed, *preflight])
             error = Error("METHOD_NOT_ALLOWED", f"this path takes {allowed[0][1].decode()}")
             return template, problems.answer(error, request.id, headers=allowed)
         try:
+            self._origins.check(request.headers, changes=request.method not in SAFE)
             if isinstance(target, tuple):
                 route, call = target
                 return template, await self._serve(route, call, path, request, send)
@@ -150,7 +159,10 @@ class App:
             under_way = call(message)
             # Only reads end with their client: whether a write that is cut off took effect, nobody could tell.
             response = await (unless_gone(under_way, request.client) if route.is_read else under_way)
-            headers = [*JSON_HEADERS, *route.encoder.header_values(response)]
+            if route.is_cacheable:
+                is_anonymous = b"authorization" not in request.headers and not getattr(message, "viewer_id", 0)
+                return validated(Answer(route.status, route.encoder(response), [JSON]), request, shared=is_anonymous)
+            headers = [JSON, NOT_KEPT, *route.encoder.header_values(response)]
             return Answer(route.status, route.encoder(response), headers)
         finally:
             self._under_way -= 1
@@ -161,7 +173,7 @@ class App:
         context.deadline.set(time.monotonic() + MAX_STREAM_S)
         async with aclosing(call(message)) as records:
             record = await self._next(records)
-            headers = [*LINES_HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [*LINES_HEADERS, *request.answered_with]
             await send({"type": "http.response.start", "status": route.status, "headers": headers})
             try:
                 async with asyncio.timeout(MAX_STREAM_S):
@@ -201,12 +213,13 @@ def severity(error: Error) -> int:
     return logging.WARNING if isinstance(error, Unavailable) else logging.DEBUG
 
 
-def incoming(scope: Scope, receive: Receive) -> Request:
+def incoming(scope: Scope, receive: Receive, origins: Origins) -> Request:
     """The request that an ASGI server hands over."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     client = scope.get("extensions", {}).get(CLIENT, {}).get("client")
+    request_id = own_or_new_id(headers.get(b"x-request-id"))
     return Request(
-        id=own_or_new_id(headers.get(b"x-request-id")),
+        id=request_id,
         method=scope["method"],
         raw_path=scope["raw_path"],
         query=scope["query_string"],
@@ -215,6 +228,7 @@ def incoming(scope: Scope, receive: Receive) -> Request:
         body=Body(receive, headers, client),
         receive=receive,
         client=client,
+        answered_with=[(b"x-request-id", request_id.encode()), *origins.headers(headers)],
     )
 
 

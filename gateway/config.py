@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 from runtime import config
+
+ORIGIN = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:]{2,45}\])(:[0-9]{1,5})?")
 
 
 def loopback(host: str) -> str:
@@ -22,6 +26,17 @@ def loopback(host: str) -> str:
             "without authentication the gateway believes whoever asks"
         )
     return host
+
+
+def of_origins(text: object) -> object:
+    """The origins in a list that commas separate. Raises ValueError for what is none."""
+    if not isinstance(text, str):
+        return text
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError("must be origins as browsers send them, as in https://app.example, separated by commas")
+    return origins
 
 
 class Settings(config.Settings):
@@ -43,3 +58,7 @@ class Settings(config.Settings):
     """What one request may take in all, in milliseconds; carried to the services as their deadline."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1_024
     """API requests under way at once; more are refused at once with 503."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 24_000
+    """Connections at once, live ones too; more are answered 503 and closed."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(of_origins), Field(max_length=32)] = ()
+    """Origins of web pages that may use the API; our own may anyway."""

@@ -75,6 +75,8 @@ class Request:
     receive: Receive
     client: Client | None
     """None where the server is not gateway/server.py."""
+    answered_with: Headers
+    """Headers of every answer to it."""
 
     @property
     def is_head(self) -> bool:
@@ -173,8 +175,8 @@ async def respond(send: Send, answer: Answer, request: Request) -> None:
     body = request.body
     if not body.done and body.cheap:
         await body.drain()
-    headers = [*answer.headers, (b"x-request-id", request.id.encode())]
-    if answer.status != 204:
+    headers = [*answer.headers, *request.answered_with]
+    if answer.status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(answer.body)))
     if not body.done:
         headers.append((b"connection", b"close"))

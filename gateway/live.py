@@ -35,6 +35,7 @@ from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
 from gateway.encode import Known, compiled
 from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
+from gateway.origins import Origins
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
 from runtime.coalesce import RPC_ITEMS, Coalescer
@@ -79,7 +80,6 @@ Live = wire.closed(pb.BatchGetLivePostsResponse.DESCRIPTOR, [post_pb2.Post.DESCR
 HEADERS = [
     (b"content-type", MEDIA_TYPE),
     (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -563,8 +563,9 @@ class LiveSocket:
     """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
     screen."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, origins: Origins) -> None:
         self._hub = hub
+        self._origins = origins
         self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
 
@@ -575,6 +576,7 @@ class LiveSocket:
         request_id = own_or_new_id(headers.get(b"x-request-id"))
         context.request_id.set(request_id)
         try:
+            self._origins.check(headers, changes=True)
             asked: Any = self._transcoder({}, scope["query_string"], scope["headers"])
             subscriber = self._hub.join(asked.user_id, token_of(asked.token))
         except errors.Error as error:
@@ -655,7 +657,7 @@ class LiveEvents:
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
             event = await self._hub.first(events)
-            headers = [*HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [*HEADERS, *request.answered_with]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 if not request.is_head:

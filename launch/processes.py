@@ -104,7 +104,8 @@ FEEDMESH = Mesh(
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
         Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS",
+                          "FEEDMESH_MAX_CONNECTIONS", "FEEDMESH_CORS_ORIGINS"),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

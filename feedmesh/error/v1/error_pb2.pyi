@@ -84,6 +84,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 25
     """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+    ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 30
+    """ERROR_REASON_MALFORMED_REQUEST: what came is no HTTP/1.1 request. Sent by the gateway only."""
+    ERROR_REASON_HEAD_TOO_LARGE: _ErrorReason.ValueType  # 31
+    """ERROR_REASON_HEAD_TOO_LARGE: request line and headers are over 64 KiB, or there are more than 100 headers. Sent by
+    the gateway only.
+    """
+    ERROR_REASON_ORIGIN_NOT_ALLOWED: _ErrorReason.ValueType  # 32
+    """ERROR_REASON_ORIGIN_NOT_ALLOWED: a web page of an origin that is not allowed (FEEDMESH_CORS_ORIGINS) asked for a
+    write or a WebSocket. Sent by the gateway only.
+    """
+    ERROR_REASON_HOST_NOT_ALLOWED: _ErrorReason.ValueType  # 33
+    """ERROR_REASON_HOST_NOT_ALLOWED: the gateway believes acting ids, and so answers to names of this machine only.
+    Example: `Host: feed.example`. Sent by the gateway only.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -146,4 +160,18 @@ ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 24
 """ERROR_REASON_MUTE_LIMIT: the person already mutes as many people as one may, 10,000."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 25
 """ERROR_REASON_TOO_MANY_STREAMS: the person has as many live connections as one may. Sent by the gateway only."""
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 30
+"""ERROR_REASON_MALFORMED_REQUEST: what came is no HTTP/1.1 request. Sent by the gateway only."""
+ERROR_REASON_HEAD_TOO_LARGE: ErrorReason.ValueType  # 31
+"""ERROR_REASON_HEAD_TOO_LARGE: request line and headers are over 64 KiB, or there are more than 100 headers. Sent by
+the gateway only.
+"""
+ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 32
+"""ERROR_REASON_ORIGIN_NOT_ALLOWED: a web page of an origin that is not allowed (FEEDMESH_CORS_ORIGINS) asked for a
+write or a WebSocket. Sent by the gateway only.
+"""
+ERROR_REASON_HOST_NOT_ALLOWED: ErrorReason.ValueType  # 33
+"""ERROR_REASON_HOST_NOT_ALLOWED: the gateway believes acting ids, and so answers to names of this machine only.
+Example: `Host: feed.example`. Sent by the gateway only.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

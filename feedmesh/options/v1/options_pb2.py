@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/options/v1/options.proto\x12\x13\x66\x65\x65\x64mesh.options.v1\x1a google/protobuf/descriptor.proto:<\n\x08internal\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x08R\x08internal:G\n\x0esuccess_status\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x05R\rsuccessStatus:6\n\x05\x62\x61tch\x12\x1e.google.protobuf.MethodOptions\x18\xd5\x86\x03 \x01(\tR\x05\x62\x61tch:7\n\x06header\x12\x1d.google.protobuf.FieldOptions\x18\xd3\x86\x03 \x01(\tR\x06header:F\n\x0erequest_header\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\tR\rrequestHeaderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/options/v1/options.proto\x12\x13\x66\x65\x65\x64mesh.options.v1\x1a google/protobuf/descriptor.proto:<\n\x08internal\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x08R\x08internal:G\n\x0esuccess_status\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x05R\rsuccessStatus:6\n\x05\x62\x61tch\x12\x1e.google.protobuf.MethodOptions\x18\xd5\x86\x03 \x01(\tR\x05\x62\x61tch:>\n\tcacheable\x12\x1e.google.protobuf.MethodOptions\x18\xee\x86\x03 \x01(\x08R\tcacheable:7\n\x06header\x12\x1d.google.protobuf.FieldOptions\x18\xd3\x86\x03 \x01(\tR\x06header:F\n\x0erequest_header\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\tR\rrequestHeaderb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

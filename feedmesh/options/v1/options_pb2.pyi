@@ -15,6 +15,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 INTERNAL_FIELD_NUMBER: _builtins.int
 SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
 BATCH_FIELD_NUMBER: _builtins.int
+CACHEABLE_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
 internal: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
@@ -25,6 +26,10 @@ batch: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, 
 """batch names the RPC of the same service that takes many of this RPC's requests at once, so that callers can send
 together what they ask at the same time. Its request has `items`, requests of this RPC; its response has `items`,
 one for one, each with either `result`, a response of this RPC, or `error`, a google.rpc.Status.
+"""
+cacheable: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""cacheable marks a read whose answers have an ETag. Where nobody says who asks (neither a viewer_id nor
+Authorization), all get the same, and caches that many share may keep it for some seconds.
 """
 header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """header names the HTTP header that carries this response field; the field is then no part of the JSON body.
