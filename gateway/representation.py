@@ -27,7 +27,7 @@ MIN_GZIP_BYTES = 2**10
 MAX_INLINE_BYTES = 2**16
 """Of an answer that is compressed at once; more is left to a thread, for it would hold all others up."""
 GZIP_LEVEL = 1
-"""Of zlib. A feed page of 7 KB: 70 us for a third of it; level 6 takes half as long again for 5 % less."""
+"""Of zlib. A feed page of 7 KB becomes 2.1 in 46 us of a core; level 6 takes twice as long for 5 % less."""
 GZIP_HEADERS: Headers = [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
 TEXTS = (b"application/json", b"application/problem+json", b"text/")
 MAX_ACCEPTED = 256

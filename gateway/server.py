@@ -164,6 +164,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _head_count = 0
+    _most = 0
     _is_surplus = False
     _timer: asyncio.TimerHandle | None = None
     _untaken_bytes = 0
@@ -180,8 +181,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request must come."""
         super().connection_made(transport)
-        self._is_surplus = len(self.connections) > self.limit_concurrency
-        if len(self.connections) > self.limit_concurrency * SPARE:
+        self._most = self.limit_concurrency or len(self.connections)
+        self._is_surplus = len(self.connections) > self._most
+        if len(self.connections) > self._most * SPARE:
             transport.abort()
         self._extensions = {CLIENT: {"client": self}}
         self._timer = self.loop.call_later(HEAD_S, self._give_up)
@@ -242,7 +244,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is here."""
-        if self._is_surplus and len(self.connections) > self.limit_concurrency:
+        if self._is_surplus and len(self.connections) > self._most:
             self._refuse(Unavailable("this gateway has as many connections as it takes"))
             return
         self._is_upgrade = self.parser.should_upgrade()
