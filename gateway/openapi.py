@@ -311,7 +311,8 @@ def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool) -> Schema
     message = field.containing_type
     if sent and field.containing_oneof is not None and message is not None and field not in choice(message):
         nullable = {"anyOf": [schema, {"type": "null"}]}
-        schema = nullable if "$ref" in schema else schema | {"type": [schema["type"], "null"]}
+        # null must be one of an enum's values, too.
+        schema = nullable if {"$ref", "enum"} & schema.keys() else schema | {"type": [schema["type"], "null"]}
     return schema | {"description": comment(field.full_name)}
 
 
