@@ -185,7 +185,10 @@ def request_schema(route: Route, schemas: Schemas) -> Schema:
         "title": route.rpc.input_type.name,
         "description": comment(route.rpc.input_type.full_name),
         "type": "object",
-        "properties": {field.name: described(field, schemas, sent=False) for field in fields},
+        "properties": {
+            field.name: described(field, schemas, sent=False, nullable=field.name not in route.transcoder.required)
+            for field in fields
+        },
         "required": [field.name for field in fields if field.name in route.transcoder.required],
         "additionalProperties": False,
     }
@@ -304,15 +307,17 @@ def message_schema(message: Descriptor, schemas: Schemas, *, sent: bool) -> Sche
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool) -> Schema:
-    """A field's schema with its comment."""
+def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool, nullable: bool = False) -> Schema:
+    """A field's schema with its comment. `nullable` is one of a request that may be absent: null counts as that."""
     schema = field_schema(field, schemas, sent=sent)
     # A oneof is where `optional` puts a field; of a real one only what is set is sent, and so nothing is null.
     message = field.containing_type
     if sent and field.containing_oneof is not None and message is not None and field not in choice(message):
-        nullable = {"anyOf": [schema, {"type": "null"}]}
+        nullable = True
+    if nullable:
+        either = {"anyOf": [schema, {"type": "null"}]}
         # null must be one of an enum's values, too.
-        schema = nullable if {"$ref", "enum"} & schema.keys() else schema | {"type": [schema["type"], "null"]}
+        schema = either if {"$ref", "enum"} & schema.keys() else schema | {"type": [schema["type"], "null"]}
     return schema | {"description": comment(field.full_name)}
 
 
