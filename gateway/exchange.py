@@ -21,6 +21,13 @@ MAX_DRAINED_BYTES = 8 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+SECURITY = {
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+"""Headers of every answer that does not set them itself; gateway/server.py adds them."""
 CLIENT = "feedmesh.client"
 """The ASGI extension by which gateway/server.py hands a `Client` over: {"client": the client}."""
 

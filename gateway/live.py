@@ -34,7 +34,7 @@ from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
 from gateway import metrics, problems
 from gateway.encode import Known, compiled
-from gateway.exchange import Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
+from gateway.exchange import SECURITY, Receive, Request, Scope, Send, Sent, own_or_new_id, unless_gone
 from gateway.origins import Origins
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
@@ -678,7 +678,8 @@ class LiveEvents:
 async def refuse(send: Send, error: errors.Error, request_id: str) -> None:
     """Answers a wish for a WebSocket as any request that is refused."""
     answer = problems.answer(error, request_id)
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    headers = [*answer.headers, *SECURITY.items(), (b"x-request-id", request_id.encode())]
+    headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
 

@@ -18,7 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from gateway import problems
 from gateway.app import App
-from gateway.exchange import CLIENT, own_or_new_id
+from gateway.exchange import CLIENT, SECURITY, own_or_new_id
 from gateway.live import SOCKET
 from runtime import config
 from runtime.errors import Error, Unavailable
@@ -56,13 +56,6 @@ MAX_HELD_BYTES = 64 * 2**10
 """Of an answer, written in one turn of the event loop, before they are sent."""
 
 
-SECURITY = {
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-    b"cross-origin-resource-policy": b"same-origin",
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-}
-"""Headers of every answer that does not set them itself."""
 SECURITY_LINES = b"".join(b"%b: %b\r\n" % header for header in SECURITY.items())
 
 
@@ -85,7 +78,7 @@ class Exchange(RequestResponseCycle):
             logger=protocol.logger,
             access_logger=protocol.access_logger,
             access_log=False,
-            default_headers=[],
+            default_headers=protocol.server_state.default_headers[:1],  # the date, which caches go by
             message_event=asyncio.Event(),
             expect_100_continue=protocol.expect_100_continue,
             keep_alive=keep_alive,
@@ -138,6 +131,7 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         names = {name for name, _ in headers}
         lines = [b"%b: %b\r\n" % header for header in headers]
+        lines += [b"%b: %b\r\n" % header for header in self.default_headers]
         if names.isdisjoint(SECURITY):
             lines.append(SECURITY_LINES)
         else:
@@ -504,7 +498,6 @@ async def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[(name.decode(), value.decode()) for name, value in SECURITY.items()],  # of a WebSocket's handshake
         limit_concurrency=max_connections,
         proxy_headers=False,
         backlog=BACKLOG,

@@ -221,6 +221,7 @@ async def test_every_answer_is_secured(running: Running, path: str) -> None:
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["x-request-id"]
+    assert headers["date"].endswith(" GMT")
 
 
 async def test_only_the_documentation_has_inline_styles(running: Running) -> None:
