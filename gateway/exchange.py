@@ -57,6 +57,8 @@ class Answer:
     status: int
     body: bytes = b""
     headers: Headers = ()
+    is_fixed: bool = False
+    """Whether the body is always the same, so that what is made of it may be kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import hashlib
 import html
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def answer(body: bytes, content_type: str, policy: str = "", *, status: int = 20
 
 def fixed(body: bytes, content_type: str, policy: str = "") -> Page:
     """A page that is always the same."""
-    same = answer(body, content_type, policy)
+    same = replace(answer(body, content_type, policy), is_fixed=True)
 
     async def page(_host: str) -> Answer:
         return same
@@ -97,7 +98,7 @@ def asset(name: str) -> Page:
 
     @cache
     def load() -> Answer:
-        return answer((swagger_ui_path / name).read_bytes(), ASSETS[name], cache_s=3600)
+        return replace(answer((swagger_ui_path / name).read_bytes(), ASSETS[name], cache_s=3600), is_fixed=True)
 
     async def page(_host: str) -> Answer:
         return load()
