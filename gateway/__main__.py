@@ -17,6 +17,7 @@ from gateway.health import Readiness
 from gateway.issuers import OidcIssuer, OwnIssuer
 from gateway.limits import TIMEOUT_S, Limits
 from gateway.live import Hub
+from gateway.origins import Origins
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import callers, client, config, process, redis
@@ -41,12 +42,13 @@ async def serve(settings: Settings, running: process.Process) -> None:
         app = App(
             [(route, route.call(channels[route.service])) for route in routes],
             pages(
-                openapi.document(routes),
+                openapi.document(routes, signed=issuer is not None),
                 Readiness(channels, {route.service for route in routes}),
                 server.name(listener),
             ),
             hub,
             Access(issuer),
+            origins=Origins(settings.cors_origins, local=issuer is None),
             timeout_s=settings.request_timeout_ms / 1000,
             max_requests=settings.max_concurrent_requests,
             limits=Limits(store, settings.quotas) if settings.limited else None,
@@ -57,7 +59,7 @@ async def serve(settings: Settings, running: process.Process) -> None:
                 "local mode: every request is believed about who is acting; only this machine can reach the gateway"
             )
         tasks = [asyncio.create_task(each.run()) for each in (hub, issuer) if each is not None]
-        await server.serve(app, listener, running.stopping, hub.drain)
+        await server.serve(app, listener, running.stopping, hub.drain, max_connections=settings.max_connections)
         for task in tasks:
             task.cancel()
     for channel in channels.values():

@@ -1,7 +1,7 @@
 """The gateway as an ASGI application: request in, one gRPC call, answer out. What a route is, the contracts say.
 
-A request passes, outermost first: id and metrics → route and method → who asks → limits → room → body → transcoding →
-call → encoding.
+A request passes, outermost first: id and metrics → route and method → host and origin → who asks → limits → room →
+body → transcoding → call → encoding → validator → compression.
 Whatever fails on the way raises an Error of runtime/errors.py and is answered by problems.py. Where the service streams
 its answer, each of its messages goes out as it comes; what fails then breaks the connection off.
 """
@@ -37,7 +37,9 @@ from gateway.exchange import (
 )
 from gateway.limits import READ, Limits
 from gateway.live import PATH, Hub, LiveEvents, LiveSocket
+from gateway.origins import Origins
 from gateway.pages import UNLIMITED, Page
+from gateway.representation import compressed, validated
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
 from runtime.errors import Error, Unauthenticated, Unavailable, from_exception
@@ -46,9 +48,10 @@ from runtime.interceptors import MAX_STREAM_S
 log = logging.getLogger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-ANY_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
-JSON_HEADERS = [(b"content-type", b"application/json"), *ANY_HEADERS]
-LINES_HEADERS = [(b"content-type", LINES.encode()), *ANY_HEADERS]
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+JSON = (b"content-type", b"application/json")
+NOT_KEPT = (b"cache-control", b"no-store")
+LINES_HEADERS = [(b"content-type", LINES.encode()), NOT_KEPT]
 
 
 class App:
@@ -61,6 +64,7 @@ class App:
         hub: Hub | None = None,
         access: Access | None = None,
         *,
+        origins: Origins | None = None,
         timeout_s: float,
         max_requests: int,
         limits: Limits | None = None,
@@ -71,13 +75,15 @@ class App:
         `timeout_s` bounds a whole request, `max_requests` how many API requests are under way at once.
 
         Of an answer that is streamed `timeout_s` bounds the wait for each message, and MAX_STREAM_S the whole.
+        `origins` are the web pages that may use the API: none but our own if not given.
         """
         entries: list[tuple[str, str, Any]] = [
             (route.template, route.method, (route.limit_class, (route, call))) for route, call in routes
         ]
         entries += [(path, "GET", ("" if path in UNLIMITED else READ, page)) for path, page in pages.items()]
+        self._origins = origins or Origins()
         self._access = access or Access(None)
-        self._socket = LiveSocket(hub, self._admit, self._access.counts) if hub is not None else None
+        self._socket = LiveSocket(hub, self._let_in, self._access.counts) if hub is not None else None
         if hub is not None:
             entries.append((PATH, "GET", (READ, LiveEvents(hub, self._access.counts))))
         self._table = Table(entries)
@@ -104,7 +110,7 @@ class App:
             template, answer = await self._answer(request, send)
             status = answer.status
             if isinstance(answer, Answer):
-                await respond(send, answer, request)
+                await respond(send, await compressed(answer, request), request)
             elif not answer.whole:
                 await break_off(request)
         except ClientGone:
@@ -120,8 +126,9 @@ class App:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         client = scope.get("extensions", {}).get(CLIENT, {}).get("client")
         peer = scope.get("client")
+        request_id = own_or_new_id(headers.get(b"x-request-id"))
         return Request(
-            id=own_or_new_id(headers.get(b"x-request-id")),
+            id=request_id,
             method=scope.get("method", "GET"),
             raw_path=scope["raw_path"],
             query=scope["query_string"],
@@ -131,6 +138,7 @@ class App:
             receive=receive,
             client=client,
             address=self._addresses(peer and peer[0], scope["headers"]),
+            answered_with=[(b"x-request-id", request_id.encode()), *self._origins.headers(headers)],
         )
 
     async def _answer(self, request: Request, send: Send) -> tuple[str, Answer | Sent]:
@@ -143,11 +151,13 @@ class App:
         if target is None:
             allowed = [(b"allow", allow(methods))]
             if request.method == "OPTIONS":
-                return template, Answer(204, headers=allowed)
+                preflight = self._origins.preflight(request.headers, allowed[0][1])
+                return template, Answer(204, headers=[*allowed, *preflight])
             error = Error("METHOD_NOT_ALLOWED", f"this path takes {allowed[0][1].decode()}")
             return template, problems.answer(error, request.id, headers=allowed)
         limit_class, target = target
         try:
+            self._origins.check(request.headers, changes=request.method not in SAFE)
             await self._admit(limit_class, request)
             if isinstance(target, tuple):
                 route, call = target
@@ -164,6 +174,11 @@ class App:
             log.exception("%s %s failed", request.method, template)
             return template, problems.answer(problems.INTERNAL, request.id)
 
+    async def _let_in(self, request: Request, offered: Sequence[str]) -> None:
+        """Lets somebody in who asks for a WebSocket, which may change something by what it says."""
+        self._origins.check(request.headers, changes=True)
+        await self._admit(READ, request, offered)
+
     async def _admit(self, limit_class: str, request: Request, offered: Sequence[str] = ()) -> None:
         """Finds out who asks and lets them in, or raises why not. Of the class "" there is nothing to find out."""
         if not limit_class:
@@ -178,7 +193,7 @@ class App:
     async def _count(self, limit_class: str, request: Request) -> None:
         if self._limits is not None:
             user_id = request.identity.user_id if request.identity else 0
-            await self._limits(limit_class, user_id, request.address, request.shown)
+            await self._limits(limit_class, user_id, request.address, request.answered_with)
 
     async def _serve(
         self, route: Route, call: Any, path: Mapping[str, str], request: Request, send: Send
@@ -204,7 +219,10 @@ class App:
             under_way = call(message)
             # Only reads end with their client: whether a write that is cut off took effect, nobody could tell.
             response = await (unless_gone(under_way, request.client) if route.is_read else under_way)
-            headers = [*JSON_HEADERS, *route.encoder.header_values(response)]
+            if route.is_cacheable:
+                is_anonymous = b"authorization" not in request.headers and not getattr(message, "viewer_id", 0)
+                return validated(Answer(route.status, route.encoder(response), [JSON]), request, shared=is_anonymous)
+            headers = [JSON, NOT_KEPT, *route.encoder.header_values(response)]
             return Answer(route.status, route.encoder(response), headers)
         finally:
             self._under_way -= 1
@@ -215,7 +233,7 @@ class App:
         context.deadline.set(time.monotonic() + MAX_STREAM_S)
         async with aclosing(call(message)) as records:
             record = await self._next(records)
-            headers = [*LINES_HEADERS, *request.shown, (b"x-request-id", request.id.encode())]
+            headers = [*LINES_HEADERS, *request.answered_with]
             await send({"type": "http.response.start", "status": route.status, "headers": headers})
             try:
                 async with asyncio.timeout(MAX_STREAM_S):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_settings import NoDecode
 
 from gateway.addresses import networks
 from gateway.auth import MAX_NAME
@@ -13,6 +15,8 @@ from gateway.issuers import is_safe
 from gateway.limits import CLASSES, Quota
 from runtime import config
 from runtime.redis import RedisSettings
+
+ORIGIN = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:]{2,45}\])(:[0-9]{1,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -40,6 +44,17 @@ def proxies(text: str) -> str:
     """`text` itself; raises ValueError where it does not consist of networks."""
     networks(text)
     return text
+
+
+def of_origins(text: object) -> object:
+    """The origins in a list that commas separate. Raises ValueError for what is none."""
+    if not isinstance(text, str):
+        return text
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError("must be origins as browsers send them, as in https://app.example, separated by commas")
+    return origins
 
 
 QuotaText = Annotated[str, AfterValidator(quota)]
@@ -76,6 +91,10 @@ class Settings(RedisSettings, config.MeshSettings):
     """What one request may take in all, in milliseconds; carried to the services as their deadline."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1_024
     """API requests under way at once; more are refused at once with 503."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 24_000
+    """Connections at once, live ones too; more are answered 503 and closed."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(of_origins), Field(max_length=32)] = ()
+    """Origins of web pages that may use the API; our own may anyway."""
     limits: bool | None = None
     """Whether there are rate limits; unless said, where whoever asks is not just believed."""
     limit_read: QuotaText = "600/60"

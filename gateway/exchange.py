@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from gateway.auth import Identity
@@ -22,6 +22,13 @@ MAX_DRAINED_BYTES = 8 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+SECURITY = {
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+"""Headers of every answer that does not set them itself; gateway/server.py adds them."""
 CLIENT = "feedmesh.client"
 """The ASGI extension by which gateway/server.py hands a `Client` over: {"client": the client}."""
 
@@ -51,6 +58,8 @@ class Answer:
     status: int
     body: bytes = b""
     headers: Headers = ()
+    is_fixed: bool = False
+    """Whether the body is always the same, so that what is made of it may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +85,12 @@ class Request:
     receive: Receive
     client: Client | None
     """None where the server is not gateway/server.py."""
+    answered_with: list[tuple[bytes, bytes]]
+    """Headers of every answer to it."""
     address: str
     """The client's (gateway/addresses.py)."""
     identity: Identity | None = None
     """Who asks; None where whoever is named is believed."""
-    shown: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """Headers that the answer carries, whatever it is."""
 
     @property
     def is_head(self) -> bool:
@@ -180,8 +189,8 @@ async def respond(send: Send, answer: Answer, request: Request) -> None:
     body = request.body
     if not body.done and body.cheap:
         await body.drain()
-    headers = [*answer.headers, *request.shown, (b"x-request-id", request.id.encode())]
-    if answer.status != 204:
+    headers = [*answer.headers, *request.answered_with]
+    if answer.status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(answer.body)))
     if not body.done:
         headers.append((b"connection", b"close"))

@@ -37,8 +37,7 @@ from gateway import metrics, problems
 from gateway.access import PROTOCOL, acting
 from gateway.auth import Identity
 from gateway.encode import Known, compiled
-from gateway.exchange import Receive, Request, Send, Sent, unless_gone
-from gateway.limits import READ
+from gateway.exchange import SECURITY, Receive, Request, Send, Sent, unless_gone
 from gateway.transcode import Transcoder
 from runtime import client, context, errors, members, tokens, wire
 from runtime.coalesce import RPC_ITEMS, Coalescer
@@ -85,7 +84,6 @@ Live = wire.closed(pb.BatchGetLivePostsResponse.DESCRIPTOR, [post_pb2.Post.DESCR
 HEADERS = [
     (b"content-type", MEDIA_TYPE),
     (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -241,8 +239,8 @@ class Subscriber:
         return taken
 
 
-Admit = Callable[[str, Request, Sequence[str]], Awaitable[None]]
-"""Takes the class of limits, and the subprotocols of a WebSocket that is asked for."""
+LetIn = Callable[[Request, Sequence[str]], Awaitable[None]]
+"""Takes also the subprotocols of the WebSocket that is asked for."""
 Changes = asyncio.Queue[tuple[str, int]]
 """What a stream is to be told of subscribers, by number: begin, end, screen."""
 
@@ -575,10 +573,10 @@ class LiveSocket:
     """`GET /live?user_id=&token=`: a WebSocket, of which each message is an event. The client may say what is on its
     screen."""
 
-    def __init__(self, hub: Hub, admit: Admit, counts: Callable[[Identity | None], bool]) -> None:
-        """`admit` raises why a request is not let in, `counts` says whether who was may stay."""
+    def __init__(self, hub: Hub, let_in: LetIn, counts: Callable[[Identity | None], bool]) -> None:
+        """`let_in` raises why a request is not let in, `counts` says whether who was may stay."""
         self._hub = hub
-        self._admit = admit
+        self._let_in = let_in
         self._counts = counts
         self._said = Transcoder(pb.LiveScreen.DESCRIPTOR, (), has_body=True)
         self._transcoder = Transcoder(pb.LiveRequest.DESCRIPTOR, (), has_body=False)
@@ -591,7 +589,7 @@ class LiveSocket:
         await receive()  # what is connected
         context.request_id.set(request.id)
         try:
-            await self._admit(READ, request, offered)
+            await self._let_in(request, offered)
             asked: Any = self._transcoder({}, request.query, request.all_headers, b"", acting(request.identity))
             may_stay = partial(self._counts, request.identity)
             subscriber = self._hub.join(asked.user_id, token_of(asked.token), may_stay)
@@ -637,8 +635,7 @@ class LiveSocket:
             except errors.Error as error:
                 await refuse(send, error, request)
                 return
-            headers = [*request.shown, (b"x-request-id", request.id.encode())]
-            await send({"type": "websocket.accept", "headers": headers, "subprotocol": protocol})
+            await send({"type": "websocket.accept", "headers": request.answered_with, "subprotocol": protocol})
             code = 1011
             try:
                 await send({"type": "websocket.send", "text": event.data.decode()})
@@ -682,7 +679,7 @@ class LiveEvents:
     async def _stream(self, subscriber: Subscriber, request: Request, send: Send) -> Sent:
         async with aclosing(self._hub.events(subscriber)) as events:
             event = await self._hub.first(events)
-            headers = [*HEADERS, *request.shown, (b"x-request-id", request.id.encode())]
+            headers = [*HEADERS, *request.answered_with]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 if not request.is_head:
@@ -703,7 +700,8 @@ class LiveEvents:
 async def refuse(send: Send, error: errors.Error, request: Request) -> None:
     """Answers a wish for a WebSocket as any request that is refused."""
     answer = problems.answer(error, request.id)
-    headers = [*answer.headers, *request.shown, (b"content-length", b"%d" % len(answer.body))]
+    headers = [*answer.headers, *SECURITY.items(), *request.answered_with]
+    headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.body, "more_body": False})
 

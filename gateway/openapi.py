@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document, built at start from what the route table is built from: the contracts and their comments.
 
-Nothing here knows a single RPC, but for the examples.
+Nothing here knows a single RPC.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
+from http import HTTPStatus
 from importlib import metadata, resources
 from typing import Any, NamedTuple
 
@@ -18,24 +19,32 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.error.v1 import error_pb2
 from feedmesh.timeline.v1 import timeline_pb2
-from gateway import problems
+from gateway import examples, problems
 from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
+from gateway.health import SERVING
 from gateway.live import MEDIA_TYPE, PATH, SOCKET
 from gateway.routes import CONTRACTS, LINES, Route
 from gateway.transcode import INTEGERS
+from runtime.errors import Error, Violation
 
+VISIBLE_ASCII = "^[\\x21-\\x7e]+$"
 Schema = dict[str, Any]
 Schemas = dict[str, Schema]
 """The document's own schemas, by name."""
 
 RULES: Any = vars(validate_pb2)["field"]
-SERVED: Mapping[str, tuple[str, Schema]] = {
-    "/healthz": ("This process lives", {"alive": {"type": "boolean"}}),
+SERVED: Mapping[str, tuple[str, Schema, Schema]] = {
+    "/healthz": ("This process lives", {"alive": {"type": "boolean"}}, {"alive": True}),
     "/readyz": (
         "Every part serves, or which does not",
         {"ready": {"type": "boolean"}, "parts": {"type": "object", "additionalProperties": {"type": "string"}}},
+        {"ready": True, "parts": dict.fromkeys(CONTRACTS, SERVING)},
     ),
 }
+"""Summary, properties and an example of what no RPC stands behind."""
+
+
+EVENT = 'id: Zm9v\nevent: post_removed\ndata: {"type":"post_removed","token":"Zm9v","post_id":374008965087238}\n\n'
 
 
 class Live(NamedTuple):
@@ -57,7 +66,7 @@ LIVE: Mapping[str, Live] = {
         ("Last-Event-ID", "header"),
         "200",
         "Events, for as long as the client stays and this gateway lives.",
-        {"content": {MEDIA_TYPE.decode(): {"schema": {"type": "string"}}}},
+        {"content": {MEDIA_TYPE.decode(): {"schema": {"type": "string"}, "example": EVENT}}},
     ),
     SOCKET: Live(
         timeline_pb2.LiveRequest.DESCRIPTOR,
@@ -85,56 +94,36 @@ EACH_A_LINE = (
     "Sent as it is read, each as one JSON object a line. Where it fails on the way, the connection ends without the "
     "last chunk."
 )
-POST_ID, USER_ID, OTHER_ID = 281474976710657, 123, 456
-POST = {
-    "post_id": POST_ID,
-    "user_id": USER_ID,
-    "username": "ada",
-    "content": "This is a new post",
-    "media_url": "https://example.com/cat.jpg",
-    "created_at": "2026-01-15T09:30:00.125Z",
-    "visibility": "public",
-    "likes": 100,
-    "comments": 10,
-    "shares": 3,
-    "liked": False,
-    "shared_post": None,
-    "shared_by": [],
+ANY = frozenset(("INVALID_ARGUMENT", "MALFORMED_REQUEST", "BODY_TOO_LARGE", "REQUEST_TIMEOUT", "HOST_NOT_ALLOWED",
+                 "HEAD_TOO_LARGE", "RATE_LIMITED", "UNAVAILABLE", "INTERNAL"))  # fmt: skip
+"""Reasons that any request may meet."""
+SIGNED = {"UNAUTHENTICATED", "INVALID_TOKEN", "ACTING_AS_ANOTHER", "NO_ACCOUNT"}
+"""What more one may that says who acts, where tokens say who does."""
+SCHEMES: Schemas = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+HEADERS: Schemas = {
+    name: {"description": text, "schema": {"type": "string"}}
+    for name, text in {
+        "X-Request-Id": "the request's own id, or one made for it if that is not 1 to 128 of A-Z, a-z, 0-9, ., _ and -",
+        "Cache-Control": "public only where neither a viewer_id nor Authorization says who asks",
+        "ETag": "a weak validator, for If-None-Match",
+        "Vary": "what else the answer depends on",
+        "Retry-After": "after how many seconds to try again",
+    }.items()
 }
-EXAMPLES: Mapping[str, tuple[Schema | None, Schema]] = {
-    "feedmesh.post.v1.PostService.CreatePost": (
-        {"user_id": USER_ID, "content": "This is a new post", "media_url": "https://example.com/cat.jpg"},
-        POST | {"likes": 0, "comments": 0, "shares": 0},
-    ),
-    "feedmesh.timeline.v1.TimelineService.GetFeed": (
-        None,
-        {
-            "posts": [POST | {"user_id": OTHER_ID, "username": "grace", "content": "Hello world", "media_url": ""}],
-            "next_cursor": None,
-        },
-    ),
-    "feedmesh.post.v1.PostService.LikePost": (
-        {"user_id": USER_ID, "post_id": POST_ID},
-        {"post_id": POST_ID, "liked": True, "likes": 101},
-    ),
-    "feedmesh.graph.v1.GraphService.Follow": (
-        {"follower_id": USER_ID, "following_id": OTHER_ID},
-        {"status": "following"},
-    ),
-}
-"""Request body (None for a read) and answer of the four calls that everyone begins with."""
+VALIDATED = ("Cache-Control", "ETag", "Vary", "X-Request-Id")
+"""Headers of an answer that caches may keep."""
 
 
-def document(routes: Iterable[Route]) -> bytes:
-    """The document as JSON."""
+def document(routes: Iterable[Route], *, signed: bool = False) -> bytes:
+    """The document as JSON; `signed` is whether requests carry tokens that say who acts."""
     schemas: Schemas = {"Problem": problem_schema()}
     paths: dict[str, Schema] = {}
     for route in sorted(routes, key=lambda route: route.template):
-        paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas)
+        paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas, signed=signed)
     for path, rpc in LIVE.items():
-        paths[path] = {"get": live(rpc, schemas)}
-    for path, (summary, properties) in SERVED.items():
-        paths[path] = {"get": served(path, summary, properties)}
+        paths[path] = {"get": live(rpc, schemas, signed=signed)}
+    for path, described in SERVED.items():
+        paths[path] = {"get": served(path, *described)}
     return orjson.dumps(
         {
             "openapi": "3.1.0",
@@ -150,7 +139,7 @@ def document(routes: Iterable[Route]) -> bytes:
                 {"name": "operations", "description": "How this process and the mesh behind it are."},
             ],
             "paths": paths,
-            "components": {"schemas": schemas},
+            "components": {"schemas": schemas, "headers": HEADERS} | ({"securitySchemes": SCHEMES} if signed else {}),
         }
     )
 
@@ -160,25 +149,27 @@ def tags(routes: Iterable[Route]) -> dict[str, str]:
     return {route.service: route.rpc.containing_service.full_name for route in routes if route.service in CONTRACTS}
 
 
-def operation(route: Route, schemas: Schemas) -> Schema:
+def operation(route: Route, schemas: Schemas, *, signed: bool) -> Schema:
     """One RPC."""
     text = comment(route.rpc.full_name)
-    request, answered = EXAMPLES.get(route.rpc.full_name, (None, None))
     described: Schema = {
         "operationId": route.rpc.name,
         "tags": [route.service],
         "summary": re.split(r"[.;:](?:\s|$)", text.removeprefix(route.rpc.name).strip())[0].capitalize(),
         "description": text,
-        "parameters": list(parameters(route, schemas)),
-        "responses": responses(route, text, answered, schemas),
+        "parameters": list(parameters(route, schemas, signed=signed)),
+        "responses": responses(route, text, schemas, signed=signed),
     }
+    if signed and route.transcoder.actor:
+        # A stranger may where nobody need act.
+        described["security"] = [{"bearer": []}] if route.transcoder.needs_actor else [{}, {"bearer": []}]
     if route.transcoder.has_body:
-        media = {"schema": request_schema(route, schemas)} | ({"example": request} if request else {})
+        media = {"schema": request_schema(route, schemas, signed=signed), "example": examples.of_fields(of_body(route))}
         described["requestBody"] = {"required": True, "content": {"application/json": media}}
     return described
 
 
-def parameters(route: Route, schemas: Schemas) -> Iterable[Schema]:
+def parameters(route: Route, schemas: Schemas, *, signed: bool) -> Iterable[Schema]:
     """What stands in the path, the query and the headers."""
     for field in route.rpc.input_type.fields:
         in_path = field.name in route.path_names
@@ -186,53 +177,83 @@ def parameters(route: Route, schemas: Schemas) -> Iterable[Schema]:
         if route.transcoder.has_body and not in_path and not header:
             continue
         schema = field_schema(field, schemas, sent=False)
+        example = examples.scalar(field)
         yield {
             "name": header or field.name,
             "in": "header" if header else "path" if in_path else "query",
-            "required": in_path or field.name in route.transcoder.required,
+            "required": in_path or field.name in required(route, signed=signed),
             "description": comment(field.full_name),
-            "schema": schema | ({"minLength": 1} if header else {}),
+            "schema": schema | ({"minLength": 1, "pattern": VISIBLE_ASCII} if header else {}),
+            **({"example": example} if example else {}),
         }
+    if route.is_cacheable:
+        text = "ETag of an answer that is known: if it is still that, the answer is 304 without a body"
+        yield {"name": "If-None-Match", "in": "header", "description": text, "schema": {"type": "string"}}
 
 
-def request_schema(route: Route, schemas: Schemas) -> Schema:
+def required(route: Route, *, signed: bool) -> set[str]:
+    """The fields that must be there: not who acts, where a token says it."""
+    return route.transcoder.required - ({route.transcoder.actor} if signed else set())
+
+
+def of_body(route: Route) -> list[FieldDescriptor]:
+    """The fields of a request's JSON body."""
+    elsewhere = {*route.path_names, *route.transcoder.headers, *route.transcoder.claims}
+    return [field for field in route.rpc.input_type.fields if field.name not in elsewhere]
+
+
+def request_schema(route: Route, schemas: Schemas, *, signed: bool) -> Schema:
     """The JSON body of a request."""
-    fields = [
-        field
-        for field in route.rpc.input_type.fields
-        if field.name not in route.path_names and field.name not in route.transcoder.headers
-    ]
+    fields, always = of_body(route), required(route, signed=signed)
     return {
         "title": route.rpc.input_type.name,
         "description": comment(route.rpc.input_type.full_name),
         "type": "object",
-        "properties": {field.name: described(field, schemas, sent=False) for field in fields},
-        "required": [field.name for field in fields if field.name in route.transcoder.required],
+        "properties": {
+            field.name: described(field, schemas, sent=False, nullable=field.name not in always) for field in fields
+        },
+        "required": [field.name for field in fields if field.name in always],
         "additionalProperties": False,
     }
 
 
-def responses(route: Route, text: str, example: Schema | None, schemas: Schemas) -> Schema:
+def responses(route: Route, text: str, schemas: Schemas, *, signed: bool) -> Schema:
     """Success, what the RPC's comment names as reasons, and what any request may meet."""
     output = route.rpc.output_type
     body = output.fields_by_name[route.response_body].message_type if route.response_body else output
     assert body is not None  # gateway/encode.py refuses anything else
-    media = {"schema": message_schema(body, schemas, sent=True)} | ({"example": example} if example else {})
+    example: Any = examples.of_message(body)
+    if route.streams:
+        example = orjson.dumps(example).decode() + "\n"
+    media = {"schema": message_schema(body, schemas, sent=True), "example": example}
     success: Schema = {
         "description": comment(body.full_name) + (f" {EACH_A_LINE}" if route.streams else ""),
         "content": {LINES if route.streams else "application/json": media},
     }
-    success["headers"] = LIMIT_HEADERS | {
-        header: {"description": comment(output.fields_by_name[name].full_name), "schema": {"type": "string"}}
-        for name, header in route.encoder.headers.items()
-    }
-    reasons = {"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", "BODY_TOO_LARGE", "REQUEST_TIMEOUT", "RATE_LIMITED"}
-    reasons |= set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
+    success["headers"] = (
+        LIMIT_HEADERS
+        | headers(*(VALIDATED if route.is_cacheable else ("X-Request-Id",)))
+        | {
+            header: {"description": comment(output.fields_by_name[name].full_name), "schema": {"type": "string"}}
+            for name, header in route.encoder.headers.items()
+        }
+    )
+    unchanged = {"304": {"description": "It is as `If-None-Match` knows it.", "headers": headers(*VALIDATED)}}
+    reasons = ANY | set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
+    if not route.is_read:
+        reasons |= {"ORIGIN_NOT_ALLOWED"}
+    if signed and route.transcoder.actor:
+        reasons |= SIGNED
     if route.transcoder.has_body:
         reasons |= {"MALFORMED_JSON", "UNSUPPORTED_MEDIA_TYPE"}
     if route.transcoder.headers:
         reasons |= {"REQUEST_ID_REUSED", "REQUEST_IN_PROGRESS"}
-    return {str(route.status): success} | failures(reasons)
+    return {str(route.status): success} | (unchanged if route.is_cacheable else {}) | failures(reasons)
+
+
+def headers(*names: str) -> Schema:
+    """These of HEADERS."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def failures(reasons: Collection[str]) -> Schema:
@@ -244,18 +265,24 @@ def failures(reasons: Collection[str]) -> Schema:
     found: Schema = {
         str(status): {
             "description": "\n\n".join(f"`{reason.lower()}`: {reason_text(reason)}" for reason in by_status[status]),
-            "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "headers": headers("X-Request-Id", *(("Retry-After",) if status == HTTPStatus.SERVICE_UNAVAILABLE else ())),
+            "content": {
+                problems.MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": problem_example(by_status[status][0]),
+                }
+            },
         }
         for status in sorted(by_status)
     }
     if "RATE_LIMITED" in reasons:
-        found["429"]["headers"] = LIMIT_HEADERS | {
+        found["429"]["headers"] |= LIMIT_HEADERS | {
             "Retry-After": {"description": "In how many seconds the next is taken.", "schema": {"type": "integer"}}
         }
     return found
 
 
-def live(rpc: Live, schemas: Schemas) -> Schema:
+def live(rpc: Live, schemas: Schemas, *, signed: bool) -> Schema:
     """The operation of a route of live updates."""
     user_id, token = rpc.request.fields
     return {
@@ -270,6 +297,7 @@ def live(rpc: Live, schemas: Schemas) -> Schema:
                 "required": field is user_id,
                 "description": comment(field.full_name),
                 "schema": field_schema(field, schemas, sent=False),
+                **({"example": examples.scalar(field)} if field is user_id else {}),
             }
             for field, name, place in ((user_id, "user_id", "query"), (token, *rpc.token))
         ],
@@ -280,22 +308,23 @@ def live(rpc: Live, schemas: Schemas) -> Schema:
                 **rpc.content,
             },
             **failures(
-                {"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "RATE_LIMITED", "UNAVAILABLE", "INTERNAL"}
+                ANY | {"USER_NOT_FOUND", "TOO_MANY_STREAMS", "ORIGIN_NOT_ALLOWED"} | (SIGNED if signed else set())
             ),
         },
     }
 
 
-def served(path: str, summary: str, properties: Schema) -> Schema:
+def served(path: str, summary: str, properties: Schema, example: Schema) -> Schema:
     """A route that no RPC stands behind."""
     schema: Schema = {"type": "object", "properties": properties, "required": list(properties)}
-    answer: Schema = {"description": summary, "content": {"application/json": {"schema": schema}}}
+    media = {"schema": schema, "example": example}
+    answer = {"description": summary, "headers": headers("X-Request-Id"), "content": {"application/json": media}}
     statuses = ("200", "503") if path == "/readyz" else ("200",)
     return {
         "operationId": path.strip("/"),
         "tags": ["operations"],
         "summary": summary,
-        "responses": dict.fromkeys(statuses, answer),
+        "responses": dict.fromkeys(statuses, answer) | failures({"HOST_NOT_ALLOWED"}),
     }
 
 
@@ -318,14 +347,17 @@ def message_schema(message: Descriptor, schemas: Schemas, *, sent: bool) -> Sche
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool) -> Schema:
-    """A field's schema with its comment."""
+def described(field: FieldDescriptor, schemas: Schemas, *, sent: bool, nullable: bool = False) -> Schema:
+    """A field's schema with its comment. `nullable` is one of a request that may be absent: null counts as that."""
     schema = field_schema(field, schemas, sent=sent)
     # A oneof is where `optional` puts a field; of a real one only what is set is sent, and so nothing is null.
     message = field.containing_type
     if sent and field.containing_oneof is not None and message is not None and field not in choice(message):
-        nullable = {"anyOf": [schema, {"type": "null"}]}
-        schema = nullable if "$ref" in schema else schema | {"type": [schema["type"], "null"]}
+        nullable = True
+    if nullable:
+        either = {"anyOf": [schema, {"type": "null"}]}
+        # null must be one of an enum's values, too.
+        schema = either if {"$ref", "enum"} & schema.keys() else schema | {"type": [schema["type"], "null"]}
     return schema | {"description": comment(field.full_name)}
 
 
@@ -402,16 +434,15 @@ def problem_schema() -> Schema:
         "description": "What went wrong (RFC 9457).",
         "properties": properties,
         "required": [name for name in properties if name != "errors"],
-        "example": {
-            "type": "about:blank",
-            "title": "Bad Request",
-            "status": 400,
-            "code": "invalid_argument",
-            "detail": "user_id: is required",
-            "request_id": "5f0c9ad1",
-            "errors": [{"field": "user_id", "detail": "is required"}],
-        },
     }
+
+
+def problem_example(reason: str) -> Schema:
+    """What a problem with this reason looks like."""
+    fields = (Violation("user_id", "is required"),) if reason == "INVALID_ARGUMENT" else ()
+    detail = "user_id: is required" if fields else reason_text(reason).partition(".")[0].rstrip(".")
+    example: Schema = orjson.loads(problems.answer(Error(reason, detail, fields), "5f0c9ad1").body)
+    return example
 
 
 def reason_text(reason: str) -> str:

@@ -5,9 +5,12 @@ Everything comes from this process: the documentation's assets are those of the 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -30,8 +33,13 @@ ASSETS = {
     "favicon-32x32.png": "image/png",
 }
 HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
-# Swagger UI writes style attributes and data: images; nothing else needs more than our own origin.
-POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+NOTHING_ELSE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+# The one exception to "nothing inline": Swagger UI writes style attributes. Its scripts are files of ours.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    f"; {NOTHING_ELSE}"
+)
+STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 SWAGGER_UI = """<!doctype html>
 <html lang="en">
 <head>
@@ -61,30 +69,26 @@ def pages(openapi: bytes, readiness: Readiness, host: str) -> Mapping[str, Page]
         "/readyz": ready(readiness),
         "/metrics": metrics,
         "/openapi.json": fixed(openapi, "application/json"),
-        "/docs": fixed(SWAGGER_UI.encode(), "text/html; charset=utf-8"),
+        "/docs": fixed(SWAGGER_UI.encode(), "text/html; charset=utf-8", DOCS_POLICY),
         "/docs/start.js": fixed(START.encode(), "text/javascript; charset=utf-8"),
     }
     return found | {f"/docs/{name}": asset(name) for name in ASSETS}
 
 
-def answer(body: bytes, content_type: str, *, status: int = 200, cache_s: int = 0) -> Answer:
-    """A page's answer; `cache_s` is how long a browser may keep it."""
-    kept = b"max-age=%d" % cache_s if cache_s else b"no-store"
-    return Answer(
-        status,
-        body,
-        [
-            (b"content-type", content_type.encode()),
-            (b"cache-control", kept),
-            (b"content-security-policy", POLICY),
-            (b"x-content-type-options", b"nosniff"),
-        ],
-    )
+def answer(body: bytes, content_type: str, policy: str = "", *, status: int = 200, cache_s: int = 0) -> Answer:
+    """A page's answer; `policy` is what it may load, "" for nothing; `cache_s` is how long a browser may keep it."""
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"cache-control", b"max-age=%d" % cache_s if cache_s else b"no-store"),
+    ]
+    if policy:
+        headers.append((b"content-security-policy", policy.encode()))
+    return Answer(status, body, headers)
 
 
-def fixed(body: bytes, content_type: str) -> Page:
+def fixed(body: bytes, content_type: str, policy: str = "") -> Page:
     """A page that is always the same."""
-    same = answer(body, content_type)
+    same = replace(answer(body, content_type, policy), is_fixed=True)
 
     async def page(_host: str) -> Answer:
         return same
@@ -97,7 +101,7 @@ def asset(name: str) -> Page:
 
     @cache
     def load() -> Answer:
-        return answer((swagger_ui_path / name).read_bytes(), ASSETS[name], cache_s=3600)
+        return replace(answer((swagger_ui_path / name).read_bytes(), ASSETS[name], cache_s=3600), is_fixed=True)
 
     async def page(_host: str) -> Answer:
         return load()
@@ -108,10 +112,13 @@ def asset(name: str) -> Page:
 def front_page(own_host: str) -> Page:
     """The page at `/`: what this is and where to go, with commands that work where it was asked for."""
     template = (Path(__file__).parent / "web" / "index.html").read_text()
+    styles = [hashlib.sha256(style.encode()).digest() for style in STYLE.findall(template)]
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in styles)
+    policy = f"default-src 'none'; style-src {hashes}; {NOTHING_ELSE}"
 
     async def page(host: str) -> Answer:
         shown = host if HOST.fullmatch(host) else own_host
-        return answer(template.replace("{{host}}", html.escape(shown)).encode(), "text/html; charset=utf-8")
+        return answer(template.replace("{{host}}", html.escape(shown)).encode(), "text/html; charset=utf-8", policy)
 
     return page
 

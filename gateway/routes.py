@@ -93,6 +93,11 @@ class Route:
         """Whether it changes nothing, so that a call nobody waits for may be cancelled."""
         return self.method == "GET"
 
+    @cached_property
+    def is_cacheable(self) -> bool:
+        """Whether the answer has an ETag, and shared caches may keep what strangers see."""
+        return bool(option(self.rpc, options_pb2.cacheable))
+
     @property
     def segments(self) -> tuple[str, ...]:
         """The template between its slashes."""
@@ -121,6 +126,8 @@ def route(service: str, rpc: MethodDescriptor) -> Route:
     verb = rule.WhichOneof("pattern")
     if verb not in VERBS or rule.body not in ("", "*") or rule.additional_bindings:
         raise TypeError(f'{rpc.full_name}: needs one google.api.http verb, with body "*" or none, or to be internal')
+    if option(rpc, options_pb2.cacheable) and (verb != "get" or rpc.server_streaming):
+        raise TypeError(f"{rpc.full_name}: only a read that answers as a whole is cacheable")
     if rpc.client_streaming:
         raise TypeError(f"{rpc.full_name}: HTTP carries no stream of requests")
     encoder = Encoder(rpc.output_type, rule.response_body)

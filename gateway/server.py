@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +16,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from gateway import problems
 from gateway.app import App
-from gateway.exchange import CLIENT
+from gateway.exchange import CLIENT, SECURITY, own_or_new_id
 from gateway.live import SOCKET
 from runtime import config
+from runtime.errors import Error, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,12 @@ TAKE_S = 30.0
 out of the system's buffers, which may be megabytes ahead."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers, and the trailers of a chunked body, together."""
+MAX_HEADERS = 100
+"""Headers of one request, with the trailers of its body."""
+SPARE = 1.05
+"""How many connections there may be for each that is answered: those above it are told why they are closed."""
+KEPT_FILES = 256
+"""Open files that the process needs besides its connections."""
 
 PING_S = 20.0
 """How often the client of a WebSocket is asked whether it is there, and how long it may take to answer."""
@@ -47,8 +56,11 @@ MAX_HELD_BYTES = 64 * 2**10
 """Of an answer, written in one turn of the event loop, before they are sent."""
 
 
+SECURITY_LINES = b"".join(b"%b: %b\r\n" % header for header in SECURITY.items())
+
+
 class HeadTooLarge(Exception):
-    """Ends the parsing of a request; uvicorn answers 400 and closes."""
+    """Ends the parsing of a request, which is answered 431."""
 
 
 class Exchange(RequestResponseCycle):
@@ -66,7 +78,7 @@ class Exchange(RequestResponseCycle):
             logger=protocol.logger,
             access_logger=protocol.access_logger,
             access_log=False,
-            default_headers=[],
+            default_headers=protocol.server_state.default_headers[:1],  # the date, which caches go by
             message_event=asyncio.Event(),
             expect_100_continue=protocol.expect_100_continue,
             keep_alive=keep_alive,
@@ -119,6 +131,11 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         names = {name for name, _ in headers}
         lines = [b"%b: %b\r\n" % header for header in headers]
+        lines += [b"%b: %b\r\n" % header for header in self.default_headers]
+        if names.isdisjoint(SECURITY):
+            lines.append(SECURITY_LINES)
+        else:
+            lines += [b"%b: %b\r\n" % header for header in SECURITY.items() if header[0] not in names]
         if b"connection" in names:  # the app has nothing to say of it but "close"
             self.keep_alive = False
         elif not self.keep_alive:
@@ -140,6 +157,9 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     _head_bytes = 0
+    _head_count = 0
+    _most = 0
+    _is_surplus = False
     _timer: asyncio.TimerHandle | None = None
     _untaken_bytes = 0
     _taking: asyncio.TimerHandle | None = None
@@ -155,6 +175,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first request must come."""
         super().connection_made(transport)
+        self._most = self.limit_concurrency or len(self.connections)
+        self._is_surplus = len(self.connections) > self._most
+        if len(self.connections) > self._most * SPARE:
+            transport.abort()
         self._extensions = {CLIENT: {"client": self}}
         self._timer = self.loop.call_later(HEAD_S, self._give_up)
 
@@ -173,7 +197,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._head_bytes = 0
+        self._head_bytes = self._head_count = 0
         self._is_in_head = True
         self.url = b""
         self.headers = []
@@ -190,18 +214,23 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
+                if self.transport.is_closing():
+                    return
                 if self._get_upgrade() == b"websocket" and self.url.partition(b"?")[0] == SOCKET.encode():
                     self._become_socket(data[upgrade.args[0] :])
                     return
                 if self.parser.get_method() == b"CONNECT":  # asks for a tunnel, whatever its headers
-                    self.send_400_response("This is no proxy.")
+                    self._refuse(Error("MALFORMED_REQUEST", "this is no proxy"))
                     return
                 data = self._plain_head() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 # As uvicorn sets it: what follows a request that closes is ignored, not answered by 400.
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            except httptools.HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
+            except httptools.HttpParserError as error:
+                if isinstance(error.__context__, HeadTooLarge):
+                    self._refuse(Error("HEAD_TOO_LARGE", f"over {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"))
+                else:
+                    self._refuse(Error("MALFORMED_REQUEST", "this is no HTTP/1.1 request"))
                 return
         # Most heads come as a whole, and need no timer.
         if self._is_in_head and self._timer is None:
@@ -209,6 +238,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is here."""
+        if self._is_surplus and len(self.connections) > self._most:
+            self._refuse(Unavailable("this gateway has as many connections as it takes"))
+            return
         self._is_upgrade = self.parser.should_upgrade()
         if self._is_upgrade:
             return
@@ -299,6 +331,18 @@ class BoundedProtocol(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
 
+    def _refuse(self, error: Error) -> None:
+        """Answers what reaches no route, and closes."""
+        request_id = own_or_new_id(None)
+        answer = problems.answer(error, request_id)
+        lines = [b"%b: %b\r\n" % header for header in answer.headers]
+        end = b"x-request-id: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (
+            request_id.encode(),
+            len(answer.body),
+        )
+        self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, SECURITY_LINES, end, answer.body]))
+        self.transport.close()
+
     def _head_came(self) -> None:
         self._is_in_head = False
         if self._timer is not None:
@@ -361,7 +405,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header or trailer."""
         self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD_BYTES:
+        self._head_count += 1
+        if self._head_bytes > MAX_HEAD_BYTES or self._head_count > MAX_HEADERS:
             raise HeadTooLarge
         super().on_header(name, value)
 
@@ -425,13 +470,22 @@ def name(listener: socket.socket) -> str:
 
 
 async def serve(
-    app: App, listener: socket.socket, stopping: asyncio.Event, drain: Callable[[], None] | None = None
+    app: App,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+    drain: Callable[[], None] | None = None,
+    *,
+    max_connections: int = 24_000,
 ) -> None:
     """Serves until `stopping`; then accepts nothing more and gives requests under way 5 s to end.
 
-    `drain` is called as soon as it is to end, for those that would go on for ever.
+    `drain` is called as soon as it is to end, for those that would go on for ever. Of `max_connections` there are fewer
+    where the process may not open as many files.
     """
     protocol: Any = BoundedProtocol
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY:
+        max_connections = min(max_connections, max(int((files - KEPT_FILES) / SPARE), 1))
     settings = uvicorn.Config(
         app,
         http=protocol,
@@ -444,6 +498,7 @@ async def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        limit_concurrency=max_connections,
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_S,

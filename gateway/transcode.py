@@ -6,9 +6,12 @@ Types are checked here, because only here they can be wrong; the bounds of value
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -32,6 +35,8 @@ KEPT_QUERIES, KEPT_QUERY_BYTES = 2**14, 64
 10 MB at the most."""
 MAX_NAME = 100
 """Characters of an unknown name that an answer repeats."""
+MAX_DEPTH = 32
+"""How deep objects and arrays of a body may be nested."""
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 NUMBER = re.compile(r"-?[0-9]{1,32}(\.[0-9]{1,32})?([eE][+-]?[0-9]{1,3})?")
 VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,255}")
@@ -170,14 +175,46 @@ def unauthenticated() -> Unauthenticated:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is. Raises Error (MALFORMED_JSON)."""
+    """The JSON object that a body is, as I-JSON (RFC 7493) has it: in UTF-8, each name once.
+
+    Raises Error (MALFORMED_JSON), also for NaN, lone surrogates and what is nested deeper than MAX_DEPTH, and
+    InvalidArgument for a name that is given twice.
+    """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Error("MALFORMED_JSON", f"the body is not JSON: {error}" if body else "the body is empty") from None
     if type(value) is not dict:
         raise Error("MALFORMED_JSON", "the body must be a JSON object")
+    # Each member has a colon. Where there are more of them than names that were kept, strings hold the others, or a
+    # name came twice: only then it is worth looking, which takes several times as long.
+    if names_in(value, 1) != body.count(b":"):
+        STRICT.decode(body.decode())
     return value
+
+
+def names_in(value: Any, depth: int) -> int:
+    """How many names the objects of a JSON value have in all. Raises Error (MALFORMED_JSON) deeper than MAX_DEPTH."""
+    if depth > MAX_DEPTH:
+        raise Error("MALFORMED_JSON", f"the body is nested deeper than {MAX_DEPTH}")
+    is_object = type(value) is dict
+    count = len(value) if is_object else 0
+    for item in value.values() if is_object else value:
+        if type(item) is dict or type(item) is list:
+            count += names_in(item, depth + 1)
+    return count
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> None:
+    """Raises InvalidArgument when an object has a name twice."""
+    if len(dict(pairs)) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = (Violation(name[:MAX_NAME], "is given more than once") for name, count in counts.items() if count > 1)
+        raise InvalidArgument(*islice(twice, MAX_FIELDS))
+
+
+# Numbers are not made: of thousands of digits, Python makes none.
+STRICT = json.JSONDecoder(object_pairs_hook=named_once, parse_int=str, parse_float=str)
 
 
 def decoded(text: bytes) -> str | None:

@@ -118,7 +118,8 @@ FEEDMESH = Mesh(
                 config="services.timeline.config:AuditorSettings"),
         Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, redis=True,
                 calls=("graph", "post", "ranking", "timeline", "session"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", *AUTH, *LIMITS),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS",
+                          "FEEDMESH_MAX_CONNECTIONS", "FEEDMESH_CORS_ORIGINS", *AUTH, *LIMITS),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

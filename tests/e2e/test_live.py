@@ -210,6 +210,15 @@ async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: 
             status,
             problem,
         )
+    # A page of another origin could say who it is whose feed it listens to: CORS does not cover sockets.
+    for headers, problem in (
+        ({"origin": "https://evil.example"}, "origin_not_allowed"),
+        ({"host": "rebound.example"}, "host_not_allowed"),
+    ):
+        with pytest.raises(InvalidStatus) as foreign:
+            await connect(address + "/live?user_id=99", proxy=None, additional_headers=headers)
+        assert json.loads(foreign.value.response.body)["code"] == problem
+        assert foreign.value.response.headers["x-content-type-options"] == "nosniff"
     # Nothing else becomes a socket, and a plain request of this path is no socket.
     with pytest.raises(InvalidStatus) as elsewhere:
         await connect(address + "/feed?user_id=99", proxy=None)
@@ -241,7 +250,7 @@ async def test_a_socket_is_refused_as_any_request_is_and_takes_nothing(fragile: 
         assert (socket.close_code, socket.close_reason) == (1008, "more than 10 messages a second")
     # Nor does it who goes on all the same.
     reading, writing = await asyncio.open_connection(fragile.http.base_url.host, fragile.http.base_url.port)
-    head = f"GET /live?user_id={reader} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head = f"GET /live?user_id={reader} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     writing.write(f"{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
     assert b" 101 " in await reading.readuntil(b"\r\n\r\n")
     with pytest.raises(ConnectionError):

@@ -143,6 +143,7 @@ class Scene:
             "session_id": self.session,
             "username": (newcomer := f"newcomer{next(NUMBERS)}"),
             "email": f"{newcomer}@example.org",
+            "subject": newcomer,
             "member": (packed := bytes(members.pack([(self.post, self.owner, self.post)]))),
             "candidates": packed,
         }
@@ -160,7 +161,6 @@ BESIDES: dict[str, Any] = {
     "new_password": "another password",
     "refresh_token": "1.1.nobodys",
     "issuer": "https://issuer.example",
-    "subject": "nobody",
     "within_s": 60,
 }
 """What fields hold that are about nobody."""
@@ -269,7 +269,7 @@ def fill(message: Message, about: dict[str, Any], actor: int) -> bool:
             found |= fill(getattr(message, field.name).add(), about, actor)
         elif field.name in about:
             put(message, field, about[field.name])
-            found |= field.name not in ("username", "email")
+            found |= field.name not in ("username", "email", "subject")
         elif field.name in BESIDES:
             put(message, field, BESIDES[field.name])
     return found

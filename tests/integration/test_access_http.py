@@ -26,7 +26,7 @@ from launch.valkey import Running as Valkey
 from runtime import client
 from services.graph.session import SERVICE
 from tests.fakes.databases import Databases
-from tests.fakes.serving import CALLER
+from tests.fakes.serving import CALLER, MESH_SECRET
 from tests.integration.whole_mesh import WholeMesh, whole_mesh
 
 PASSWORD = "correct horse battery staple"
@@ -283,7 +283,8 @@ async def test_a_new_key_of_the_issuer_counts(
 # Settings.
 
 TARGETS = {f"{name}_target": "127.0.0.1:1" for name in ("graph", "post", "ranking", "timeline", "session")} | {
-    "redis_url": "redis://127.0.0.1:1/0"
+    "redis_url": "redis://127.0.0.1:1/0",
+    "mesh_secret": MESH_SECRET,
 }
 OIDC = {"auth": "oidc", "oidc_issuer": "https://issuer.example/", "oidc_audience": "feedmesh"}
 

@@ -44,6 +44,7 @@ class Mesh:
     likes: Callable[[post_pb2.LikePostRequest], Awaitable[post_pb2.LikePostResponse]] | None = None
     feed: Callable[[timeline_pb2.GetFeedRequest], Awaitable[timeline_pb2.GetFeedResponse]] | None = None
     export: Callable[[], AsyncIterator[post_pb2.ExportUserResponse]] | None = None
+    post: post_pb2.Post | None = None
     asked: list[Any] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     deadlines_s: list[float] = field(default_factory=list)
@@ -74,7 +75,9 @@ class Posts(post_pb2_grpc.PostServiceServicer):
 
     async def GetPost(self, request: Any, rpc: Any) -> Any:
         self.mesh.note(request)
-        raise errors.NotFound("POST_NOT_FOUND", "no such post")
+        if self.mesh.post is None:
+            raise errors.NotFound("POST_NOT_FOUND", "no such post")
+        return post_pb2.GetPostResponse(post=self.mesh.post)
 
     async def DeletePost(self, request: Any, rpc: Any) -> Any:
         self.mesh.note(request)
@@ -188,14 +191,14 @@ async def running() -> AsyncIterator[Running]:
         yield it
 
 
-def gateway(*, timeout_s: float = 5.0, max_requests: int = 64, live: bool = False, **options: Any) -> Any:
+def gateway(*, live: bool = False, max_connections: int = 1_000, **options: Any) -> Any:
     """A gateway for a block, with further options of the app."""
-    return _Gateway(live, {"timeout_s": timeout_s, "max_requests": max_requests, **options})
+    return _Gateway(live, max_connections, {"timeout_s": 5.0, "max_requests": 64, **options})
 
 
 class _Gateway:
-    def __init__(self, live: bool, options: dict[str, Any]) -> None:
-        self.live, self.options = live, options
+    def __init__(self, live: bool, max_connections: int, options: dict[str, Any]) -> None:
+        self.live, self.max_connections, self.options = live, max_connections, options
 
     async def __aenter__(self) -> Running:
         mesh = Mesh()
@@ -223,7 +226,9 @@ class _Gateway:
         )
         address = listener.getsockname()
         self.stopping = asyncio.Event()
-        self.serving = asyncio.create_task(server.serve(app, listener, self.stopping))
+        self.serving = asyncio.create_task(
+            server.serve(app, listener, self.stopping, max_connections=self.max_connections)
+        )
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=BOUND_S)
         self.running = Running(mesh, app, self.http, address, self.servers, self.channels)
         return self.running
@@ -466,10 +471,14 @@ async def test_a_chunked_body_is_read(running: Running) -> None:
 
 async def test_headers_have_a_bound(running: Running) -> None:
     head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"x-%d: %s\r\n" % (i, b"a" * 1000) for i in range(100))
-    assert (await running.send(head)).startswith(b"HTTP/1.1 400 ")
+    assert (await running.send(head)).startswith(b"HTTP/1.1 431 ")
+    many = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 100 + b"\r\n"
+    received = await running.send(many)
+    assert received.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"head_too_large"' in received
     trailer = (KEEP_ALIVE + "Transfer-Encoding: chunked\r\n\r\n0\r\n").encode()
     trailer += b"".join(b"x-%d: %s\r\n" % (i, b"a" * 1000) for i in range(100))
-    assert b"HTTP/1.1 400 " in await running.send(trailer)
+    assert b"HTTP/1.1 431 " in await running.send(trailer)
 
 
 @pytest.mark.parametrize("started", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nx-a: "])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 import pytest
-from google.protobuf import json_format
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from feedmesh.post.v1 import post_pb2
 from gateway import openapi, problems
-from gateway.routes import of_contracts
-from gateway.transcode import Transcoder
+from gateway.routes import Route, of_contracts
 
 ROUTES = of_contracts()
 DOCUMENT: dict[str, Any] = orjson.loads(openapi.document(ROUTES))
@@ -31,12 +31,30 @@ def test_every_route_is_there_with_its_words() -> None:
         assert {"400", "429", "500", "503"} <= set(operation["responses"])
         for status in (str(route.status), "429"):
             assert {"RateLimit", "RateLimit-Policy"} <= set(operation["responses"][status]["headers"])
-        names = {parameter["name"] for parameter in operation["parameters"]}
+        names = {parameter["name"] for parameter in operation["parameters"]} - {"If-None-Match"}
         names |= set(operation.get("requestBody", {"content": {"application/json": {"schema": {"properties": {}}}}})[
             "content"]["application/json"]["schema"]["properties"])  # fmt: skip
         headers = route.transcoder.headers
-        assert names == {headers.get(field.name, field.name) for field in route.rpc.input_type.fields}
+        fields = {field.name for field in route.rpc.input_type.fields} - route.transcoder.claims.keys()
+        assert names == {headers.get(name, name) for name in fields}
         assert all(parameter["description"] for parameter in operation["parameters"])
+
+
+def test_where_tokens_say_who_acts_nobody_need_say_it_and_strangers_are_told() -> None:
+    signed = orjson.loads(openapi.document(ROUTES, signed=True))
+    OpenAPIV31SpecValidator(signed).validate()
+    assert "securitySchemes" not in DOCUMENT["components"]
+    for path, method, security in (
+        ("/feed", "get", [{"bearer": []}]),
+        ("/like", "post", [{"bearer": []}]),
+        ("/posts/{post_id}", "get", [{}, {"bearer": []}]),
+        ("/sessions", "post", None),
+    ):
+        operation = signed["paths"][path][method]
+        assert operation.get("security") == security
+        assert ("401" in operation["responses"]) == (security is not None or path == "/sessions")
+    parameters = {each["name"]: each for each in signed["paths"]["/feed"]["get"]["parameters"]}
+    assert parameters["user_id"]["required"] is False
 
 
 def test_bounds_come_from_the_rules() -> None:
@@ -94,21 +112,49 @@ def test_reasons_of_the_comments_are_answers() -> None:
     assert "404" in DOCUMENT["paths"]["/posts/{post_id}"]["get"]["responses"]
 
 
-@pytest.mark.parametrize("name", openapi.EXAMPLES)
-def test_examples_are_what_the_gateway_takes_and_gives(name: str) -> None:
-    route = next(route for route in ROUTES if route.rpc.full_name == name)
-    request, answered = openapi.EXAMPLES[name]
-    if request is not None:
-        transcoder = Transcoder(route.rpc.input_type, (), has_body=True)
-        transcoder({}, b"", [], orjson.dumps(request))
-    empty = orjson.loads(route.encoder(route.encoder.parse(response_of(route, {}).SerializeToString())))
-    if empty is not None:
-        assert list(answered) == list(empty)
-    for post in answered.get("posts", [answered] if "content" in answered else []):
-        assert list(post) == [field.name for field in post_pb2.Post.DESCRIPTOR.fields]
+OPERATIONS = [
+    (f"{method.upper()} {path}", operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+]
+VALIDATOR = Draft202012Validator({**DOCUMENT, "$ref": "#/components/schemas/Problem"})
 
 
-def response_of(route: Any, value: dict[str, Any]) -> Any:
-    from google.protobuf.message_factory import GetMessageClass
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_examples_are_there_and_true_to_their_schemas(name: str, operation: dict[str, Any]) -> None:
+    media = list(operation.get("requestBody", {"content": {}})["content"].items())
+    for response in operation["responses"].values():
+        media += response.get("content", {}).items()
+    for media_type, each in media:
+        example = each["example"]
+        if media_type == "application/x-ndjson":
+            example = orjson.loads(example)
+        VALIDATOR.evolve(schema={**DOCUMENT, **each["schema"]}).validate(example)
+    for parameter in operation.get("parameters", []):
+        if "example" in parameter:
+            VALIDATOR.evolve(schema=parameter["schema"]).validate(parameter["example"])
+        else:
+            assert parameter["name"] in ("cursor", "If-None-Match", "Last-Event-ID", "token")
 
-    return json_format.ParseDict(value, GetMessageClass(route.rpc.output_type)())
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: str(route.rpc.name))
+def test_example_requests_are_what_the_gateway_takes(route: Route) -> None:
+    operation = DOCUMENT["paths"][route.template][route.method.lower()]
+    given = {each["name"]: each["example"] for each in operation["parameters"] if "example" in each}
+    names = route.transcoder.headers
+    query = urlencode({name: each for name, each in given.items() if name not in (*route.path_names, *names.values())})
+    headers = [(header.lower().encode(), given[header].encode()) for header in names.values()]
+    body = (
+        orjson.dumps(operation["requestBody"]["content"]["application/json"]["example"])
+        if (route.transcoder.has_body)
+        else b""
+    )
+    route.transcoder({name: str(given[name]) for name in route.path_names}, query.encode(), headers, body)
+
+
+def test_what_caches_may_keep_says_so() -> None:
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.template][route.method.lower()]
+        assert ("304" in operation["responses"]) == route.is_cacheable
+        assert ("ETag" in operation["responses"][str(route.status)]["headers"]) == route.is_cacheable
+    assert sum(route.is_cacheable for route in ROUTES) >= 4

@@ -50,7 +50,7 @@ def test_classes_of_limits() -> None:
     assert all((route.limit_class == "read") == (route.method == "GET") for route in ROUTES)
     assert classes["follow"] == {"Follow", "Unfollow", "AcceptFollowRequest", "RejectFollowRequest"}
     assert classes["like"] == {"LikePost", "UnlikePost"}
-    assert classes["sign_in"] == {"CreateUser"}
+    assert classes["sign_in"] == {"CreateUser", "CreateSession", "ChangePassword"}
     assert {"CreatePost", "Block", "UpdateUser", "DeleteUser"} <= classes["write"]
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedmesh.graph.v1 import graph_pb2
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
+from gateway.routes import Route, Table, of_contracts
 from gateway.transcode import Transcoder
 from runtime.errors import MAX_FIELDS, Error
+from runtime.validation import violations
 
 CREATE = Transcoder(post_pb2.CreatePostRequest.DESCRIPTOR, (), has_body=True)
 LIKE = Transcoder(post_pb2.LikePostRequest.DESCRIPTOR, (), has_body=True)
@@ -188,6 +193,49 @@ def test_what_is_no_json_object_is_malformed(body: bytes) -> None:
     assert caught.value.reason == "MALFORMED_JSON"
 
 
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 32 + b"]" * 32])
+def test_what_json_knows_not_or_nobody_needs_is_malformed(value: bytes) -> None:
+    with pytest.raises(Error) as caught:
+        of_body(LIKE, b'{"user_id":%b,"post_id":1}' % value)
+    assert caught.value.reason == "MALFORMED_JSON"
+
+
+def test_nesting_up_to_the_bound_is_read() -> None:
+    deep = b'{"user_id":%b,"post_id":1}' % (b"[" * 31 + b"]" * 31)
+    assert faults(lambda: of_body(LIKE, deep)) == {"user_id": "must be an integer"}
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"user_id":1,"post_id":1,"user_id":2}', {"user_id"}),
+        (b'{"user_id":1,"post_id":1,"user_id":1}', {"user_id"}),
+        (b'{"user_id":1,"post_id":1,"\\u0075ser_id":1}', {"user_id"}),
+        (b'{"user_id":1,"post_id":1,"a":"b:c","a":":","d":1,"d":2}', {"a", "d"}),
+        (b'{"user_id":1,"post_id":{"a":[{"b":1,"b":2}]}}', {"b"}),
+        (b'{"%b":1,"%b":2}' % (b"x" * 200, b"x" * 200), {"x" * 100}),
+    ],
+)
+def test_a_name_that_comes_twice_is_named(body: bytes, names: set[str]) -> None:
+    assert faults(lambda: of_body(LIKE, body)) == dict.fromkeys(names, "is given more than once")
+
+
+def test_the_same_name_in_two_objects_and_colons_in_strings_are_fine() -> None:
+    body = b'{"items":[{"viewer_id":1},{"viewer_id":2}]}'
+    assert len(of_body(RELATIONS, body).items) == 2
+    message = of_body(CREATE, b'{"user_id":1,"content":"a:b","media_url":"https://example.com:81/"}')
+    assert (message.content, message.media_url) == ("a:b", "https://example.com:81/")
+
+
+@pytest.mark.parametrize("route", of_contracts(), ids=lambda route: str(route.rpc.name))
+def test_no_string_takes_the_character_nul(route: Route) -> None:
+    """Postgres cannot store it. A cursor is refused as what it is not."""
+    for field in route.rpc.input_type.fields:
+        if field.type == field.TYPE_STRING and field.name != "cursor":
+            message = GetMessageClass(route.rpc.input_type)(**{field.name: "a\0b@example.com"})
+            assert field.name in {violation.field for violation in violations(message)}
+
+
 def test_fields_that_text_cannot_carry_are_refused_at_start() -> None:
     with pytest.raises(TypeError, match="single scalar"):
         Transcoder(graph_pb2.BatchGetUsersRequest.DESCRIPTOR, (), has_body=False)
@@ -227,3 +275,48 @@ def test_any_object_is_a_message_or_named_faults(body: dict[str, Any]) -> None:
 def test_any_query_is_a_message_or_named_faults(query: bytes) -> None:
     result = outcome(lambda: FEED({}, query, []))
     assert isinstance(result, timeline_pb2.GetFeedRequest) or result.fields
+
+
+json_text = st.recursive(
+    st.sampled_from(
+        ["null", "true", "NaN", "-0", "1e999", "1.0", "9" * 5000, r'"\ud800"', r'"\u0000"', '"a:b"', "[", "}"]
+    )
+    | st.integers().map(str)
+    | st.text(max_size=5).map(json.dumps),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(st.tuples(names.map(json.dumps), inner), max_size=4).map(
+            lambda pairs: f"{{{','.join(f'{name}:{value}' for name, value in pairs)}}}"
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(st.binary(max_size=200) | json_text.map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_body_is_a_message_or_an_error(body: bytes) -> None:
+    result = outcome(lambda: of_body(CREATE, body))
+    if isinstance(result, Error):
+        assert result.reason in ("MALFORMED_JSON", "INVALID_ARGUMENT")
+    else:
+        pairs = json.loads(body, object_pairs_hook=list)
+        assert len(pairs) == len(dict(pairs))
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"idempotency-key", b"x"]), st.binary(max_size=300)), max_size=3))
+def test_any_headers_are_a_message_or_named_faults(headers: list[tuple[bytes, bytes]]) -> None:
+    result = outcome(lambda: of_body(LIKE, {"user_id": 1, "post_id": 1}, *headers))
+    assert isinstance(result, post_pb2.LikePostRequest) or {field for field, _ in result.fields} == {"Idempotency-Key"}
+
+
+TABLE = Table([(route.template, route.method, route) for route in of_contracts()])
+
+
+@given(st.lists(st.sampled_from([b"users", b"posts", b"7", b"%00", b"%ff", b"%2f", b""]) | st.binary(max_size=8)))
+def test_any_path_is_a_message_or_an_error(parts: list[bytes]) -> None:
+    found = TABLE.find(b"/" + b"/".join(parts))
+    if found is None:
+        return
+    for route in found[1].values():
+        result = outcome(partial(route.transcoder, found[2], b"", [], b"{}"))
+        assert isinstance(result, Message) or result.fields

@@ -98,6 +98,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
     gateway only.
     """
+    ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 30
+    """ERROR_REASON_MALFORMED_REQUEST: what came is no HTTP/1.1 request. Sent by the gateway only."""
+    ERROR_REASON_HEAD_TOO_LARGE: _ErrorReason.ValueType  # 31
+    """ERROR_REASON_HEAD_TOO_LARGE: request line and headers are over 64 KiB, or there are more than 100 headers. Sent by
+    the gateway only.
+    """
+    ERROR_REASON_ORIGIN_NOT_ALLOWED: _ErrorReason.ValueType  # 32
+    """ERROR_REASON_ORIGIN_NOT_ALLOWED: a web page of an origin that is not allowed (FEEDMESH_CORS_ORIGINS) asked for a
+    write or a WebSocket. Sent by the gateway only.
+    """
+    ERROR_REASON_HOST_NOT_ALLOWED: _ErrorReason.ValueType  # 33
+    """ERROR_REASON_HOST_NOT_ALLOWED: the gateway believes acting ids, and so answers to names of this machine only.
+    Example: `Host: feed.example`. Sent by the gateway only.
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 35
     """ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.
     `Retry-After` says in how many seconds the next is taken, `RateLimit` and `RateLimit-Policy` what one may do. Sent by
@@ -188,6 +202,20 @@ the gateway only.
 ERROR_REASON_NO_ACCOUNT: ErrorReason.ValueType  # 29
 """ERROR_REASON_NO_ACCOUNT: the token is good, but its owner has no account here yet: POST /users makes one. Sent by the
 gateway only.
+"""
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 30
+"""ERROR_REASON_MALFORMED_REQUEST: what came is no HTTP/1.1 request. Sent by the gateway only."""
+ERROR_REASON_HEAD_TOO_LARGE: ErrorReason.ValueType  # 31
+"""ERROR_REASON_HEAD_TOO_LARGE: request line and headers are over 64 KiB, or there are more than 100 headers. Sent by
+the gateway only.
+"""
+ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 32
+"""ERROR_REASON_ORIGIN_NOT_ALLOWED: a web page of an origin that is not allowed (FEEDMESH_CORS_ORIGINS) asked for a
+write or a WebSocket. Sent by the gateway only.
+"""
+ERROR_REASON_HOST_NOT_ALLOWED: ErrorReason.ValueType  # 33
+"""ERROR_REASON_HOST_NOT_ALLOWED: the gateway believes acting ids, and so answers to names of this machine only.
+Example: `Host: feed.example`. Sent by the gateway only.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 35
 """ERROR_REASON_RATE_LIMITED: the person, or the address, has made as many requests of this kind as one may in a while.

@@ -177,7 +177,8 @@ class GraphServiceServicer:
     """
 
     def CreateUser(self, request, context):
-        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN.
+        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN; and USER_NOT_FOUND for a retry,
+        where the person was erased meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

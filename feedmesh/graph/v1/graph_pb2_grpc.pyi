@@ -39,7 +39,9 @@ class GraphServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GraphServiceAsyncStub: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_graph_pb2.CreateUserRequest, _graph_pb2.CreateUserResponse]
-    """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN."""
+    """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN; and USER_NOT_FOUND for a retry,
+    where the person was erased meanwhile.
+    """
     GetUser: _grpc.UnaryUnaryMultiCallable[_graph_pb2.GetUserRequest, _graph_pb2.GetUserResponse]
     """GetUser reads one person. Reason: USER_NOT_FOUND."""
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_graph_pb2.UpdateUserRequest, _graph_pb2.UpdateUserResponse]
@@ -132,7 +134,9 @@ class GraphServiceAsyncStub(GraphServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_graph_pb2.CreateUserRequest, _graph_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN."""
+    """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN; and USER_NOT_FOUND for a retry,
+    where the person was erased meanwhile.
+    """
     GetUser: _aio.UnaryUnaryMultiCallable[_graph_pb2.GetUserRequest, _graph_pb2.GetUserResponse]  # type: ignore[assignment]
     """GetUser reads one person. Reason: USER_NOT_FOUND."""
     UpdateUser: _aio.UnaryUnaryMultiCallable[_graph_pb2.UpdateUserRequest, _graph_pb2.UpdateUserResponse]  # type: ignore[assignment]
@@ -228,7 +232,9 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_graph_pb2.CreateUserResponse, _abc.Awaitable[_graph_pb2.CreateUserResponse]]:
-        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN."""
+        """CreateUser registers a person. Reasons: USERNAME_TAKEN, EMAIL_TAKEN, IDENTITY_TAKEN; and USER_NOT_FOUND for a retry,
+        where the person was erased meanwhile.
+        """
 
     @_abc_1.abstractmethod
     def GetUser(

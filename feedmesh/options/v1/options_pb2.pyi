@@ -16,6 +16,7 @@ INTERNAL_FIELD_NUMBER: _builtins.int
 SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
 BATCH_FIELD_NUMBER: _builtins.int
 LIMIT_CLASS_FIELD_NUMBER: _builtins.int
+CACHEABLE_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
 ACTOR_FIELD_NUMBER: _builtins.int
@@ -32,6 +33,10 @@ one for one, each with either `result`, a response of this RPC, or `error`, a go
 limit_class: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
 """limit_class names the class of routes that this RPC's route is of, as far as rate limits go: `read`, `write`, `follow`,
 `like` or `sign_in`. Where nothing is said, GET is a read and the others are writes.
+"""
+cacheable: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""cacheable marks a read whose answers have an ETag. Where nobody says who asks (neither a viewer_id nor
+Authorization), all get the same, and caches that many share may keep it for some seconds.
 """
 header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """header names the HTTP header that carries this response field; the field is then no part of the JSON body.

@@ -28,7 +28,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/session/v1/session.proto\x12\x13\x66\x65\x65\x64mesh.session.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x01\n\x07Session\x12\x1d\n\nsession_id\x18\x01 \x01(\x03R\tsessionId\x12\x17\n\x07user_id\x18\x02 \x01(\x03R\x06userId\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x03 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x04 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x05 \x01(\x05R\texpiresIn\x12#\n\rrefresh_token\x18\x06 \x01(\tR\x0crefreshToken\"\xb9\x01\n\x14\x43reateSessionRequest\x12v\n\x08username\x18\x01 \x01(\tBZ\xbaHWr\x05\x10\x01\x18\xfe\x01\xba\x01M\n\x0cusername.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x08username\x12)\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x08password\"O\n\x15\x43reateSessionResponse\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32\x1c.feedmesh.session.v1.SessionR\x07session\"I\n\x13RenewSessionRequest\x12\x32\n\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x0crefreshToken\"N\n\x14RenewSessionResponse\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32\x1c.feedmesh.session.v1.SessionR\x07session\"s\n\x11\x45ndSessionRequest\x12/\n\nsession_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\tsessionId\x12-\n\x07user_id\x18\x02 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\"\x14\n\x12\x45ndSessionResponse\"D\n\x13ListSessionsRequest\x12-\n\x07user_id\x18\x01 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\"\x82\x02\n\x14ListSessionsResponse\x12K\n\x08sessions\x18\x01 \x03(\x0b\x32/.feedmesh.session.v1.ListSessionsResponse.EntryR\x08sessions\x1a\x9c\x01\n\x05\x45ntry\x12\x1d\n\nsession_id\x18\x01 \x01(\x03R\tsessionId\x12\x39\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x39\n\nrenewed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\trenewedAt\"\xa3\x01\n\x15\x43hangePasswordRequest\x12-\n\x07user_id\x18\x01 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\x12)\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x08password\x12\x30\n\x0cnew_password\x18\x03 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x08\x18\x80\x02R\x0bnewPassword\"\x18\n\x16\x43hangePasswordResponse\"\x18\n\x16ListSigningKeysRequest\"-\n\x17ListSigningKeysResponse\x12\x12\n\x04jwks\x18\x01 \x01(\tR\x04jwks\"A\n\x18ListEndedSessionsRequest\x12%\n\x08within_s\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90\x1c \x00R\x07withinS\"<\n\x19ListEndedSessionsResponse\x12\x1f\n\x0bsession_ids\x18\x01 \x03(\x03R\nsessionIds\"\xfb\x01\n\x12GetIdentityRequest\x12p\n\x06issuer\x18\x01 \x01(\tBX\xbaHUr\x05\x10\x01\x18\xff\x01\xba\x01K\n\nissuer.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x06issuer\x12s\n\x07subject\x18\x02 \x01(\tBY\xbaHVr\x05\x10\x01\x18\xff\x01\xba\x01L\n\x0bsubject.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x07subject\".\n\x13GetIdentityResponse\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId2\x8d\x08\n\x0eSessionService\x12\x95\x01\n\rCreateSession\x12).feedmesh.session.v1.CreateSessionRequest\x1a*.feedmesh.session.v1.CreateSessionResponse\"-\x90\xb5\x18\xc9\x01\xb2\xb5\x18\x07sign_in\x82\xd3\xe4\x93\x02\x17\"\t/sessions:\x01*b\x07session\x12\x88\x01\n\x0cRenewSession\x12(.feedmesh.session.v1.RenewSessionRequest\x1a).feedmesh.session.v1.RenewSessionResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x0f/sessions/renew:\x01*b\x07session\x12}\n\nEndSession\x12&.feedmesh.session.v1.EndSessionRequest\x1a\'.feedmesh.session.v1.EndSessionResponse\"\x1e\x82\xd3\xe4\x93\x02\x18*\x16/sessions/{session_id}\x12v\n\x0cListSessions\x12(.feedmesh.session.v1.ListSessionsRequest\x1a).feedmesh.session.v1.ListSessionsResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/sessions\x12\x8a\x01\n\x0e\x43hangePassword\x12*.feedmesh.session.v1.ChangePasswordRequest\x1a+.feedmesh.session.v1.ChangePasswordResponse\"\x1f\xb2\xb5\x18\x07sign_in\x82\xd3\xe4\x93\x02\x0e\"\t/password:\x01*\x12r\n\x0fListSigningKeys\x12+.feedmesh.session.v1.ListSigningKeysRequest\x1a,.feedmesh.session.v1.ListSigningKeysResponse\"\x04\x88\xb5\x18\x01\x12x\n\x11ListEndedSessions\x12-.feedmesh.session.v1.ListEndedSessionsRequest\x1a..feedmesh.session.v1.ListEndedSessionsResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0bGetIdentity\x12\'.feedmesh.session.v1.GetIdentityRequest\x1a(.feedmesh.session.v1.GetIdentityResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!feedmesh/session/v1/session.proto\x12\x13\x66\x65\x65\x64mesh.session.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!feedmesh/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x01\n\x07Session\x12\x1d\n\nsession_id\x18\x01 \x01(\x03R\tsessionId\x12\x17\n\x07user_id\x18\x02 \x01(\x03R\x06userId\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x03 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x04 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x05 \x01(\x05R\texpiresIn\x12#\n\rrefresh_token\x18\x06 \x01(\tR\x0crefreshToken\"\x89\x02\n\x14\x43reateSessionRequest\x12v\n\x08username\x18\x01 \x01(\tBZ\xbaHWr\x05\x10\x01\x18\xfe\x01\xba\x01M\n\x0cusername.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x08username\x12y\n\x08password\x18\x02 \x01(\tB]\x80\x01\x01\xbaHWr\x05\x10\x01\x18\x80\x02\xba\x01M\n\x0cpassword.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x08password\"O\n\x15\x43reateSessionResponse\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32\x1c.feedmesh.session.v1.SessionR\x07session\"\x9f\x01\n\x13RenewSessionRequest\x12\x87\x01\n\rrefresh_token\x18\x01 \x01(\tBb\x80\x01\x01\xbaH\\r\x05\x10\x01\x18\x80\x02\xba\x01R\n\x11refresh_token.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x0crefreshToken\"N\n\x14RenewSessionResponse\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32\x1c.feedmesh.session.v1.SessionR\x07session\"s\n\x11\x45ndSessionRequest\x12/\n\nsession_id\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00R\tsessionId\x12-\n\x07user_id\x18\x02 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\"\x14\n\x12\x45ndSessionResponse\"D\n\x13ListSessionsRequest\x12-\n\x07user_id\x18\x01 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\"\x82\x02\n\x14ListSessionsResponse\x12K\n\x08sessions\x18\x01 \x03(\x0b\x32/.feedmesh.session.v1.ListSessionsResponse.EntryR\x08sessions\x1a\x9c\x01\n\x05\x45ntry\x12\x1d\n\nsession_id\x18\x01 \x01(\x03R\tsessionId\x12\x39\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x39\n\nrenewed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\trenewedAt\"\xc8\x02\n\x15\x43hangePasswordRequest\x12-\n\x07user_id\x18\x01 \x01(\x03\x42\x14\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f \x00\xb8\xb5\x18\x01R\x06userId\x12y\n\x08password\x18\x02 \x01(\tB]\x80\x01\x01\xbaHWr\x05\x10\x01\x18\x80\x02\xba\x01M\n\x0cpassword.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x08password\x12\x84\x01\n\x0cnew_password\x18\x03 \x01(\tBa\x80\x01\x01\xbaH[r\x05\x10\x08\x18\x80\x02\xba\x01Q\n\x10new_password.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x0bnewPassword\"\x18\n\x16\x43hangePasswordResponse\"\x18\n\x16ListSigningKeysRequest\"-\n\x17ListSigningKeysResponse\x12\x12\n\x04jwks\x18\x01 \x01(\tR\x04jwks\"A\n\x18ListEndedSessionsRequest\x12%\n\x08within_s\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90\x1c \x00R\x07withinS\"<\n\x19ListEndedSessionsResponse\x12\x1f\n\x0bsession_ids\x18\x01 \x03(\x03R\nsessionIds\"\xfb\x01\n\x12GetIdentityRequest\x12p\n\x06issuer\x18\x01 \x01(\tBX\xbaHUr\x05\x10\x01\x18\xff\x01\xba\x01K\n\nissuer.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x06issuer\x12s\n\x07subject\x18\x02 \x01(\tBY\xbaHVr\x05\x10\x01\x18\xff\x01\xba\x01L\n\x0bsubject.nul\x12%must not contain the character U+0000\x1a\x16!this.contains(\'\\x00\')R\x07subject\".\n\x13GetIdentityResponse\x12\x17\n\x07user_id\x18\x01 \x01(\x03R\x06userId2\x8d\x08\n\x0eSessionService\x12\x95\x01\n\rCreateSession\x12).feedmesh.session.v1.CreateSessionRequest\x1a*.feedmesh.session.v1.CreateSessionResponse\"-\x90\xb5\x18\xc9\x01\xb2\xb5\x18\x07sign_in\x82\xd3\xe4\x93\x02\x17\"\t/sessions:\x01*b\x07session\x12\x88\x01\n\x0cRenewSession\x12(.feedmesh.session.v1.RenewSessionRequest\x1a).feedmesh.session.v1.RenewSessionResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x0f/sessions/renew:\x01*b\x07session\x12}\n\nEndSession\x12&.feedmesh.session.v1.EndSessionRequest\x1a\'.feedmesh.session.v1.EndSessionResponse\"\x1e\x82\xd3\xe4\x93\x02\x18*\x16/sessions/{session_id}\x12v\n\x0cListSessions\x12(.feedmesh.session.v1.ListSessionsRequest\x1a).feedmesh.session.v1.ListSessionsResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/sessions\x12\x8a\x01\n\x0e\x43hangePassword\x12*.feedmesh.session.v1.ChangePasswordRequest\x1a+.feedmesh.session.v1.ChangePasswordResponse\"\x1f\xb2\xb5\x18\x07sign_in\x82\xd3\xe4\x93\x02\x0e\"\t/password:\x01*\x12r\n\x0fListSigningKeys\x12+.feedmesh.session.v1.ListSigningKeysRequest\x1a,.feedmesh.session.v1.ListSigningKeysResponse\"\x04\x88\xb5\x18\x01\x12x\n\x11ListEndedSessions\x12-.feedmesh.session.v1.ListEndedSessionsRequest\x1a..feedmesh.session.v1.ListEndedSessionsResponse\"\x04\x88\xb5\x18\x01\x12\x66\n\x0bGetIdentity\x12\'.feedmesh.session.v1.GetIdentityRequest\x1a(.feedmesh.session.v1.GetIdentityResponse\"\x04\x88\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST'].fields_by_name['username']._loaded_options = None
   _globals['_CREATESESSIONREQUEST'].fields_by_name['username']._serialized_options = b'\272HWr\005\020\001\030\376\001\272\001M\n\014username.nul\022%must not contain the character U+0000\032\026!this.contains(\'\\x00\')'
   _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._loaded_options = None
-  _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200\002'
+  _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\272HWr\005\020\001\030\200\002\272\001M\n\014password.nul\022%must not contain the character U+0000\032\026!this.contains(\'\\x00\')'
   _globals['_RENEWSESSIONREQUEST'].fields_by_name['refresh_token']._loaded_options = None
-  _globals['_RENEWSESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200\002'
+  _globals['_RENEWSESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\272H\\r\005\020\001\030\200\002\272\001R\n\021refresh_token.nul\022%must not contain the character U+0000\032\026!this.contains(\'\\x00\')'
   _globals['_ENDSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_ENDSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\r\"\013\030\377\377\377\377\377\377\377\017 \000'
   _globals['_ENDSESSIONREQUEST'].fields_by_name['user_id']._loaded_options = None
@@ -50,9 +50,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H\r\"\013\030\377\377\377\377\377\377\377\017 \000\270\265\030\001'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['password']._loaded_options = None
-  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200\002'
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\272HWr\005\020\001\030\200\002\272\001M\n\014password.nul\022%must not contain the character U+0000\032\026!this.contains(\'\\x00\')'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._loaded_options = None
-  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._serialized_options = b'\200\001\001\272H\007r\005\020\010\030\200\002'
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._serialized_options = b'\200\001\001\272H[r\005\020\010\030\200\002\272\001Q\n\020new_password.nul\022%must not contain the character U+0000\032\026!this.contains(\'\\x00\')'
   _globals['_LISTENDEDSESSIONSREQUEST'].fields_by_name['within_s']._loaded_options = None
   _globals['_LISTENDEDSESSIONSREQUEST'].fields_by_name['within_s']._serialized_options = b'\272H\007\032\005\030\220\034 \000'
   _globals['_GETIDENTITYREQUEST'].fields_by_name['issuer']._loaded_options = None
@@ -78,39 +78,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION']._serialized_start=186
   _globals['_SESSION']._serialized_end=385
   _globals['_CREATESESSIONREQUEST']._serialized_start=388
-  _globals['_CREATESESSIONREQUEST']._serialized_end=573
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=575
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=654
-  _globals['_RENEWSESSIONREQUEST']._serialized_start=656
-  _globals['_RENEWSESSIONREQUEST']._serialized_end=729
-  _globals['_RENEWSESSIONRESPONSE']._serialized_start=731
-  _globals['_RENEWSESSIONRESPONSE']._serialized_end=809
-  _globals['_ENDSESSIONREQUEST']._serialized_start=811
-  _globals['_ENDSESSIONREQUEST']._serialized_end=926
-  _globals['_ENDSESSIONRESPONSE']._serialized_start=928
-  _globals['_ENDSESSIONRESPONSE']._serialized_end=948
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=950
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1018
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1021
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1279
-  _globals['_LISTSESSIONSRESPONSE_ENTRY']._serialized_start=1123
-  _globals['_LISTSESSIONSRESPONSE_ENTRY']._serialized_end=1279
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=1282
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=1445
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=1447
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=1471
-  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_start=1473
-  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_end=1497
-  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_start=1499
-  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_end=1544
-  _globals['_LISTENDEDSESSIONSREQUEST']._serialized_start=1546
-  _globals['_LISTENDEDSESSIONSREQUEST']._serialized_end=1611
-  _globals['_LISTENDEDSESSIONSRESPONSE']._serialized_start=1613
-  _globals['_LISTENDEDSESSIONSRESPONSE']._serialized_end=1673
-  _globals['_GETIDENTITYREQUEST']._serialized_start=1676
-  _globals['_GETIDENTITYREQUEST']._serialized_end=1927
-  _globals['_GETIDENTITYRESPONSE']._serialized_start=1929
-  _globals['_GETIDENTITYRESPONSE']._serialized_end=1975
-  _globals['_SESSIONSERVICE']._serialized_start=1978
-  _globals['_SESSIONSERVICE']._serialized_end=3015
+  _globals['_CREATESESSIONREQUEST']._serialized_end=653
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=655
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=734
+  _globals['_RENEWSESSIONREQUEST']._serialized_start=737
+  _globals['_RENEWSESSIONREQUEST']._serialized_end=896
+  _globals['_RENEWSESSIONRESPONSE']._serialized_start=898
+  _globals['_RENEWSESSIONRESPONSE']._serialized_end=976
+  _globals['_ENDSESSIONREQUEST']._serialized_start=978
+  _globals['_ENDSESSIONREQUEST']._serialized_end=1093
+  _globals['_ENDSESSIONRESPONSE']._serialized_start=1095
+  _globals['_ENDSESSIONRESPONSE']._serialized_end=1115
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1117
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1185
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1188
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1446
+  _globals['_LISTSESSIONSRESPONSE_ENTRY']._serialized_start=1290
+  _globals['_LISTSESSIONSRESPONSE_ENTRY']._serialized_end=1446
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=1449
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=1777
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=1779
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=1803
+  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_start=1805
+  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_end=1829
+  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_start=1831
+  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_end=1876
+  _globals['_LISTENDEDSESSIONSREQUEST']._serialized_start=1878
+  _globals['_LISTENDEDSESSIONSREQUEST']._serialized_end=1943
+  _globals['_LISTENDEDSESSIONSRESPONSE']._serialized_start=1945
+  _globals['_LISTENDEDSESSIONSRESPONSE']._serialized_end=2005
+  _globals['_GETIDENTITYREQUEST']._serialized_start=2008
+  _globals['_GETIDENTITYREQUEST']._serialized_end=2259
+  _globals['_GETIDENTITYRESPONSE']._serialized_start=2261
+  _globals['_GETIDENTITYRESPONSE']._serialized_end=2307
+  _globals['_SESSIONSERVICE']._serialized_start=2310
+  _globals['_SESSIONSERVICE']._serialized_end=3347
 # @@protoc_insertion_point(module_scope)

@@ -356,13 +356,18 @@ class Notification(_message.Message):
         comment_id: _builtins.int | None = ...,
         unread: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "comment_id", b"comment_id", "created_at", b"created_at", "post", b"post"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "_post", b"_post", "comment_id", b"comment_id", "created_at", b"created_at", "post", b"post"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "actor_count", b"actor_count", "actors", b"actors", "comment_id", b"comment_id", "created_at", b"created_at", "kind", b"kind", "notification_id", b"notification_id", "post", b"post", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id", "_post", b"_post", "actor_count", b"actor_count", "actors", b"actors", "comment_id", b"comment_id", "created_at", b"created_at", "kind", b"kind", "notification_id", b"notification_id", "post", b"post", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__comment_id: _TypeAlias = _typing.Literal["comment_id"]  # noqa: Y015
     _WhichOneofArgType__comment_id: _TypeAlias = _typing.Literal["_comment_id", b"_comment_id"]  # noqa: Y015
+    _WhichOneofReturnType__post: _TypeAlias = _typing.Literal["post"]  # noqa: Y015
+    _WhichOneofArgType__post: _TypeAlias = _typing.Literal["_post", b"_post"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__comment_id) -> _WhichOneofReturnType__comment_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__post) -> _WhichOneofReturnType__post | None: ...
 
 Global___Notification: _TypeAlias = Notification  # noqa: Y015
 
