@@ -45,6 +45,7 @@ async def serve(settings: Settings, running: process.Process) -> None:
                 openapi.document(routes, signed=issuer is not None),
                 Readiness(channels, {route.service for route in routes}),
                 server.name(listener),
+                local=issuer is None,
             ),
             hub,
             Access(issuer),

@@ -242,8 +242,8 @@ def responses(route: Route, text: str, schemas: Schemas, *, signed: bool) -> Sch
     reasons = ANY | set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
     if not route.is_read:
         reasons |= {"ORIGIN_NOT_ALLOWED"}
-    if signed and route.transcoder.actor:
-        reasons |= SIGNED
+    if signed:
+        reasons |= SIGNED if route.transcoder.actor else {"INVALID_TOKEN"}
     if route.transcoder.has_body:
         reasons |= {"MALFORMED_JSON", "UNSUPPORTED_MEDIA_TYPE"}
     if route.transcoder.headers:

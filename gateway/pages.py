@@ -61,17 +61,21 @@ START = """SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLin
 """
 
 
-def pages(openapi: bytes, readiness: Readiness, host: str) -> Mapping[str, Page]:
-    """Every page by its path. `host` is the gateway's own host:port, for a client that sends no usable `Host`."""
-    found = {
+def pages(openapi: bytes, readiness: Readiness, host: str, *, local: bool = True) -> Mapping[str, Page]:
+    """Every page by its path. `host` is the gateway's own host:port, for a client that sends no usable `Host`.
+
+    `local` is for a gateway that only this machine can reach: metrics are nothing for strangers.
+    """
+    found: dict[str, Page] = {
         "/": front_page(host),
         "/healthz": fixed(b'{"alive":true}', "application/json"),
         "/readyz": ready(readiness),
-        "/metrics": metrics,
         "/openapi.json": fixed(openapi, "application/json"),
         "/docs": fixed(SWAGGER_UI.encode(), "text/html; charset=utf-8", DOCS_POLICY),
         "/docs/start.js": fixed(START.encode(), "text/javascript; charset=utf-8"),
     }
+    if local:
+        found["/metrics"] = metrics
     return found | {f"/docs/{name}": asset(name) for name in ASSETS}
 
 

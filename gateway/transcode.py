@@ -143,7 +143,7 @@ class Transcoder:
     def _act(self, given: dict[str, Any], acting: int) -> None:
         """Puts who has signed in into `given`. Raises Unauthenticated, Forbidden for who names somebody else."""
         named = given.setdefault(self.actor, acting) if acting else given.get(self.actor, 0)
-        if named and not acting:
+        if not acting and (named or self.needs_actor):
             raise unauthenticated()
         if named != acting:
             raise Forbidden("ACTING_AS_ANOTHER", f"{self.actor}: you have signed in as {acting}")
