@@ -80,7 +80,7 @@ async def edge(mesh: world.World, own: Mapping[str, str]) -> AsyncIterator[Edge]
     [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
     told |= {"FEEDMESH_LIMITS": "true", "FEEDMESH_HTTP_PORT": str(port), "FEEDMESH_METRICS_ADDRESS": f"{HOST}:0"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", cwd=ROOT, env=told | own, stdout=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "gateway", cwd=ROOT, env={**told, **own}, stdout=asyncio.subprocess.DEVNULL
     )
     try:
         base = f"http://{HOST}:{port}"
