@@ -39,6 +39,8 @@ async def serve(settings: Settings, running: process.Process) -> None:
     routes = [route for route in of_contracts() if route.service != "session" or settings.auth == "builtin"]
     hub = Hub(channels["timeline"])
     async with redis.connect(settings, timeout_s=TIMEOUT_S) as store:
+        if settings.limits:
+            await redis.require_fit(store)
         app = App(
             [(route, route.call(channels[route.service])) for route in routes],
             pages(

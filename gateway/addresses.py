@@ -31,8 +31,9 @@ class Addresses:
         @lru_cache(CACHED)
         def known(text: str) -> tuple[str, bool] | None:
             """An address in its shortest form, and whether it is a trusted proxy's."""
-            address = parsed(text)
-            return (str(address), any(address in network for network in trusted)) if address else None
+            if (address := parsed(text)) is None:
+                return None
+            return str(address), any(address in network for network in trusted)
 
         self._known = known
 

@@ -75,8 +75,8 @@ class Quota(NamedTuple):
 class Limit:
     """A quota that each person, or each address, has of a class. What is always the same is written once."""
 
-    def __init__(self, name: str, whose: str, quota: Quota) -> None:
-        self.key = f"feedmesh:{{limits}}:{name}:{whose}:".encode()
+    def __init__(self, name: str, quota: Quota) -> None:
+        self.key = f"feedmesh:{{limits}}:{name}:".encode()
         """Followed by whose it is. All keys of a call are in one slot of a Redis Cluster."""
         self.quota = quota
         self.policy = (b"ratelimit-policy", f'"{name}";q={quota.requests};w={quota.seconds}'.encode())
@@ -106,10 +106,10 @@ class Limits:
         self._somebody: dict[str, Counted] = {}
         for name, quota in quotas.items():
             people = 1 if name == SIGN_IN else PEOPLE
-            address = Limit(f"{name}-address", "address", Quota(quota.requests * people, quota.seconds))
-            self._anybody[name] = Counted(address)
+            address = Limit(f"{name}-address", Quota(quota.requests * people, quota.seconds))
+            self._anybody[name] = self._somebody[name] = Counted(address)
             if name != SIGN_IN:
-                self._somebody[name] = Counted(Limit(name, "user", quota), address)
+                self._somebody[name] = Counted(Limit(name, quota), address)
         self._decide = Coalescer("limits", self._ask, max_weight=BATCH)
         self._asked_again_s = 0.0
         """Redis did not answer, and is not asked before this time."""
@@ -120,7 +120,7 @@ class Limits:
         Adds to `headers` what its answer is to carry, whatever that is. Raises Error (RATE_LIMITED) where it is
         refused, and Unavailable where it is a sign-in and Redis does not answer.
         """
-        counted = (self._somebody if user_id else self._anybody).get(name) or self._anybody[name]
+        counted = (self._somebody if user_id else self._anybody)[name]
         whose = bulk(counted.limits[-1].key + network_of(address))
         if len(counted.limits) > 1:
             whose = bulk(b"%b%d" % (counted.limits[0].key, user_id)) + whose
