@@ -7,7 +7,8 @@ import logging
 from functools import partial
 from typing import NoReturn
 
-from gateway import openapi, server
+from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
+from gateway import media, openapi, server
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
@@ -15,6 +16,8 @@ from gateway.live import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import client, config, process
+from runtime.blobs import Blobs
+from runtime.media import MediaUrls
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,12 @@ async def serve(settings: Settings, running: process.Process) -> None:
             openapi.document(routes), Readiness(channels, {route.service for route in routes}), server.name(listener)
         ),
         hub,
+        media.routes(
+            PostServiceStub(channels["post"]),
+            Blobs(settings.media_url),
+            MediaUrls(settings.media_secret),
+            media.Bounds(settings.max_image_bytes, settings.max_video_bytes, settings.media_workers),
+        ),
         timeout_s=settings.request_timeout_ms / 1000,
         max_requests=settings.max_concurrent_requests,
     )

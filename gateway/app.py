@@ -33,6 +33,7 @@ from gateway.exchange import (
     unless_gone,
 )
 from gateway.live import PATH, Hub, LiveEvents, LiveSocket
+from gateway.media import Downloads, Uploads
 from gateway.pages import Page
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
@@ -55,6 +56,7 @@ class App:
         routes: Iterable[tuple[Route, Call | Stream]],
         pages: Mapping[str, Page],
         hub: Hub | None = None,
+        media: Iterable[tuple[str, str, Uploads | Downloads]] = (),
         *,
         timeout_s: float,
         max_requests: int,
@@ -65,6 +67,7 @@ class App:
         """
         entries: list[tuple[str, str, Any]] = [(route.template, route.method, (route, call)) for route, call in routes]
         entries += [(path, "GET", page) for path, page in pages.items()]
+        entries += media
         self._socket = LiveSocket(hub) if hub is not None else None
         if hub is not None:
             entries.append((PATH, "GET", LiveEvents(hub)))
@@ -120,6 +123,8 @@ class App:
                 return template, await self._serve(route, call, path, request, send)
             if isinstance(target, LiveEvents):
                 return template, await target(request, send)
+            if isinstance(target, (Uploads, Downloads)):
+                return template, await target(path, request, send)
             return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
         except Error as error:
             log.log(severity(error), "%s %s: %s: %s", request.method, template, error.reason, error.message)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from runtime import config
+from runtime import blobs, config
 
 
 def loopback(host: str) -> str:
@@ -39,6 +39,16 @@ class Settings(config.Settings):
     """Where the ranking service is."""
     timeline_target: config.Target
     """Where the timeline service is."""
+    media_url: blobs.Url
+    """Where media are stored."""
+    media_secret: config.Secret
+    """What URLs of media are signed with: the post service's."""
+    media_workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Files that are worked on at once, each by a process of its own."""
+    max_image_bytes: Annotated[int, Field(ge=1, le=2**27)] = 10 * 2**20
+    """Of an image as it is uploaded."""
+    max_video_bytes: Annotated[int, Field(ge=1, le=2**29)] = 100 * 2**20
+    """Of a video as it is uploaded."""
     request_timeout_ms: Annotated[int, Field(ge=50, le=60_000)] = 5_000
     """What one request may take in all, in milliseconds; carried to the services as their deadline."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1_024

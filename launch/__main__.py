@@ -36,7 +36,7 @@ only. Linux only.
 
 settings, from the environment:
   FEEDMESH_HTTP_PORT      where the gateway listens (default 8080)
-  FEEDMESH_DATA_DIR       what must survive: the Postgres cluster, the cursor secret; made if absent (default .data)
+  FEEDMESH_DATA_DIR       what must survive: the Postgres cluster, media, secrets; made if absent (default .data)
   FEEDMESH_POSTGRES_DSN   a Postgres server of yours instead of the embedded one; the databases are named after the
                           one it names: <dbname>_graph, <dbname>_post, <dbname>_timeline
   FEEDMESH_REDIS_URL      a Redis (7 or later) or Valkey of yours instead of the embedded one, for this mesh alone:
@@ -177,7 +177,7 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
         children.append((stage, Child(command, screen)))
 
     dsn_of: Callable[[str], str]
-    secret = datadir.cursor_secret(chosen.data_dir)
+    secret, media_secret = (datadir.secret(chosen.data_dir, name) for name in ("cursor-secret", "media-secret"))
     at = settings.allocate(mesh, chosen)
     if chosen.postgres_dsn is None:
         server = await postgres.prepare(
@@ -202,7 +202,16 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
     for process in mesh.processes:
         dsn = dsns.get(process.database or "", "")
         for replica, name in enumerate(chosen.names(process)):
-            own = settings.told(process, chosen, at, dsn=dsn, redis=redis, secret=secret, replica=replica)
+            own = settings.told(
+                process,
+                chosen,
+                at,
+                dsn=dsn,
+                redis=redis,
+                secret=secret,
+                media_secret=media_secret,
+                replica=replica,
+            )
             start(process.stage, Command(name, (sys.executable, *process.argv), settings.environment(os.environ, own)))
     for port in chosen.http_ports(mesh):
         await _unless_one_ends(children, _ready(port))

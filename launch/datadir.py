@@ -1,4 +1,4 @@
-"""The data directory: who holds it, and the secret kept in it. Not what Postgres keeps there (see postgres.py)."""
+"""The data directory: who holds it, and the secrets kept in it. Not what Postgres keeps there (see postgres.py)."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def held(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def cursor_secret(directory: Path) -> str:
-    """The secret that signs cursors, 32 bytes in hex: made once, so that cursors outlive a restart. Raises Refused."""
-    path = directory / "cursor-secret"
+def secret(directory: Path, name: str) -> str:
+    """A secret to sign with, 32 bytes in hex: made once, so that what was signed outlives a restart. Raises Refused."""
+    path = directory / name
     try:
         if not path.exists():
-            fresh = directory / "cursor-secret.new"  # written whole, then renamed: never seen half
+            fresh = directory / f"{name}.new"  # written whole, then renamed: never seen half
             fresh.unlink(missing_ok=True)
             fresh.touch(mode=0o600, exist_ok=False)
             with fresh.open("w") as file:
@@ -55,9 +55,9 @@ def cursor_secret(directory: Path) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.rename(path)
-        secret = path.read_text().strip()
+        found = path.read_text().strip()
     except OSError as error:
         raise Refused(f"{path} cannot be used: {error.strerror}") from None
-    if not re.fullmatch("[0-9a-f]{64}", secret):
+    if not re.fullmatch("[0-9a-f]{64}", found):
         raise Refused(f"{path} does not hold 64 hexadecimal digits: delete it to have a new secret made")
-    return secret
+    return found

@@ -40,6 +40,7 @@ class Process:
     calls: tuple[str, ...] = ()  # takes FEEDMESH_<NAME>_TARGET of each
     redis: bool = False  # takes FEEDMESH_REDIS_URL
     cursors: bool = False  # takes FEEDMESH_CURSOR_SECRET
+    signs: bool = False  # takes FEEDMESH_MEDIA_SECRET
     needs: str = ""  # runs only where this one of its settings is set
     settings: tuple[str, ...] = ()  # optional: passed on from the launcher's environment when set there
     config: str = ""  # where these are declared, as module:class
@@ -80,9 +81,11 @@ FEEDMESH = Mesh(
         Process("graph-relay", ("-m", "services.graph.relay"), Stage.WORKER, database="graph", redis=True,
                 settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="runtime.relay:RelaySettings"),
         Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", cursors=True,
-                calls=("graph",), settings=(*SERVER, *STORE), config="services.post.config:PostSettings"),
+                signs=True, calls=("graph",),
+                settings=(*SERVER, *STORE, "FEEDMESH_MEDIA_BASE_URL", "FEEDMESH_MAX_MEDIA_BYTES"),
+                config="services.post.config:PostSettings"),
         Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post",
-                settings=STORE, config="services.post.config:UpkeepSettings"),
+                settings=(*STORE, "FEEDMESH_MEDIA_URL"), config="services.post.config:UpkeepSettings"),
         Process("post-relay", ("-m", "services.post.relay"), Stage.WORKER, database="post", redis=True,
                 settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="runtime.relay:RelaySettings"),
         Process("post-eraser", ("-m", "services.post.eraser"), Stage.WORKER, database="post", redis=True,
@@ -103,8 +106,10 @@ FEEDMESH = Mesh(
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
-        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, calls=("graph", "post", "ranking", "timeline"),
-                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS"),
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, signs=True,
+                calls=("graph", "post", "ranking", "timeline"),
+                settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS", "FEEDMESH_MEDIA_URL",
+                          "FEEDMESH_MEDIA_WORKERS", "FEEDMESH_MAX_IMAGE_BYTES", "FEEDMESH_MAX_VIDEO_BYTES"),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -187,7 +187,7 @@ def _told(mesh: Mesh) -> set[str]:
     at = Addresses(addresses, dict.fromkeys(addresses, (HOST, 1)))
     nothing = Settings(1, Path(), None, None, "info", {})
     running = (process for process in mesh.processes if nothing.count(process))
-    names = (told(process, nothing, at, dsn="", redis="", secret="") for process in running)
+    names = (told(process, nothing, at, dsn="", redis="", secret="", media_secret="") for process in running)
     return {name for own in names for name in own} - set(OWN)
 
 
@@ -200,7 +200,15 @@ class Addresses:
 
 
 def told(
-    process: Process, settings: Settings, at: Addresses, *, dsn: str, redis: str, secret: str, replica: int = 0
+    process: Process,
+    settings: Settings,
+    at: Addresses,
+    *,
+    dsn: str,
+    redis: str,
+    secret: str,
+    media_secret: str,
+    replica: int = 0,
 ) -> dict[str, str]:
     """All FEEDMESH_* variables of one replica: what its row asks for and nothing else. `dsn` is its database's."""
     metrics = at.metrics[settings.names(process)[replica]]
@@ -215,6 +223,10 @@ def told(
         env["FEEDMESH_REDIS_URL"] = redis
     if process.cursors:
         env["FEEDMESH_CURSOR_SECRET"] = secret
+    if process.signs:
+        env["FEEDMESH_MEDIA_SECRET"] = media_secret
+    if "FEEDMESH_MEDIA_URL" in process.settings:
+        env["FEEDMESH_MEDIA_URL"] = f"file://{quote(str(settings.data_dir / 'media'))}"
     for callee in process.calls:
         env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))
     return env | {name: settings.passed[name] for name in process.settings if name in settings.passed}

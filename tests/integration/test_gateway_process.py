@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 20.0
 NOBODY = {f"FEEDMESH_{name}_TARGET": "127.0.0.1:1" for name in ("GRAPH", "POST", "RANKING", "TIMELINE")}
+NOBODY |= {"FEEDMESH_MEDIA_URL": "s3://nowhere", "FEEDMESH_MEDIA_SECRET": "s" * 32}
 
 
 def environment(**settings: str) -> dict[str, str]:

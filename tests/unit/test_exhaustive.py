@@ -120,6 +120,7 @@ def test_the_launcher_tells_each_process_what_it_takes(process: processes.Proces
     told |= {"FEEDMESH_POSTGRES_DSN"} if process.database else set()
     told |= {"FEEDMESH_REDIS_URL"} if process.redis else set()
     told |= {"FEEDMESH_CURSOR_SECRET"} if process.cursors else set()
+    told |= {"FEEDMESH_MEDIA_SECRET"} if process.signs else set()
     assert told == set(settings_of(process.name))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import settings
-from launch.datadir import cursor_secret, held
+from launch.datadir import held, secret
 from launch.processes import FEEDMESH
 from launch.settings import HOST, Addresses, Refused
 
@@ -121,7 +121,9 @@ def test_a_child_gets_exactly_its_own() -> None:
         metrics={process.name: (HOST, 20) for process in FEEDMESH.processes},
     )
     told = {
-        process.name: settings.told(process, chosen, at, dsn="dsn", redis="redis", secret="secret")
+        process.name: settings.told(
+            process, chosen, at, dsn="dsn", redis="redis", secret="secret", media_secret="signs"
+        )
         for process in FEEDMESH.processes
         if chosen.count(process)
     }
@@ -140,7 +142,11 @@ def test_a_child_gets_exactly_its_own() -> None:
         "FEEDMESH_REDIS_URL": "redis",
         "FEEDMESH_POST_TARGET": "127.0.0.1:11",
     }
+    media_url = f"file://{Path.cwd()}/.data/media"
+    assert told["post-upkeep"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn", "FEEDMESH_MEDIA_URL": media_url}
     assert told["gateway"] == common | {
+        "FEEDMESH_MEDIA_URL": media_url,
+        "FEEDMESH_MEDIA_SECRET": "signs",
         "FEEDMESH_HTTP_HOST": "127.0.0.1",
         "FEEDMESH_HTTP_PORT": "8080",
         "FEEDMESH_GRAPH_TARGET": "127.0.0.1:10",
@@ -183,7 +189,7 @@ def test_each_replica_has_a_name_and_ports_of_its_own_and_is_called_by_all() -> 
     for process in FEEDMESH.processes:
         names += chosen.names(process)
         for replica, name in enumerate(chosen.names(process)):
-            own = settings.told(process, chosen, at, dsn="", redis="", secret="", replica=replica)
+            own = settings.told(process, chosen, at, dsn="", redis="", secret="", media_secret="", replica=replica)
             ports += [own[key] for key in ("FEEDMESH_GRPC_ADDRESS", "FEEDMESH_METRICS_ADDRESS") if key in own]
             assert own["FEEDMESH_METRICS_ADDRESS"] == f"{HOST}:{at.metrics[name][1]}"
             if process.http:
@@ -244,12 +250,12 @@ def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
             pass
 
 
-def test_the_cursor_secret_is_made_once_and_private(tmp_path: Path) -> None:
+def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
     (tmp_path / "cursor-secret.new").write_text("half")
-    secret = cursor_secret(tmp_path)
-    assert len(bytes.fromhex(secret)) == 32
+    made = secret(tmp_path, "cursor-secret")
+    assert len(bytes.fromhex(made)) == 32
     assert (tmp_path / "cursor-secret").stat().st_mode & 0o777 == 0o600
-    assert cursor_secret(tmp_path) == secret
+    assert secret(tmp_path, "cursor-secret") == made != secret(tmp_path, "media-secret")
     (tmp_path / "cursor-secret").write_text("short\n")
     with pytest.raises(Refused, match="64 hexadecimal digits"):
-        cursor_secret(tmp_path)
+        secret(tmp_path, "cursor-secret")
