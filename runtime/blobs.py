@@ -62,7 +62,12 @@ class Blobs:
         else:
             self._store = S3Store.from_url(
                 re.sub("/+$", "", url),
-                client_options={"timeout": timedelta(seconds=READ_S), "connect_timeout": timedelta(seconds=5)},
+                # Whether that is right the endpoint's URL says.
+                client_options={
+                    "allow_http": True,
+                    "timeout": timedelta(seconds=READ_S),
+                    "connect_timeout": timedelta(seconds=5),
+                },
                 retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=REQUEST_S)},
             )
 

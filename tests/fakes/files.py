@@ -20,7 +20,7 @@ SECRET = b"the secret place"
 
 def picture(width: int = 64, height: int = 48, *, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """Its left half is another colour than its right one, and its upper right corner another again."""
-    image = Image.new("RGB", (width, height), (200, 30, seed % 256))
+    image = Image.new("RGB", (width, height), (200, 30, seed * 37 % 256))
     image.paste((20, 40, 220), (width // 2, 0, width, height))
     image.paste((240, 240, 20), (width * 3 // 4, 0, width, height // 4))
     return image.convert(mode)
