@@ -17,12 +17,15 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.error.v1 import error_pb2
+from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway import problems
 from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
 from gateway.live import MEDIA_TYPE, PATH, SOCKET
+from gateway.media import DOWNLOAD, UPLOAD
 from gateway.routes import CONTRACTS, LINES, Route
 from gateway.transcode import INTEGERS
+from runtime.media import SIZES
 
 Schema = dict[str, Any]
 Schemas = dict[str, Schema]
@@ -88,6 +91,17 @@ POST = {
     "shared_post": None,
     "shared_by": [],
 }
+MEDIA_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+MEDIA = {
+    "media_id": MEDIA_ID,
+    "media_url": f"/media/{MEDIA_ID}/large?expires=1768521600&signature={'0c' * 32}",
+    "width": 2048,
+    "height": 1536,
+    "duration_ms": 0,
+    "bytes": 512_000,
+    "created_at": "2026-01-15T09:30:00.125Z",
+}
+VIDEOS = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
 EXAMPLES: Mapping[str, tuple[Schema | None, Schema]] = {
     "feedmesh.post.v1.PostService.CreatePost": (
         {"user_id": USER_ID, "content": "This is a new post", "media_url": "https://example.com/cat.jpg"},
@@ -120,6 +134,7 @@ def document(routes: Iterable[Route]) -> bytes:
         paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas)
     for path, rpc in LIVE.items():
         paths[path] = {"get": live(rpc, schemas)}
+    paths |= media(schemas)
     for path, (summary, properties) in SERVED.items():
         paths[path] = {"get": served(path, summary, properties)}
     return orjson.dumps(
@@ -263,6 +278,63 @@ def live(rpc: Live, schemas: Schemas) -> Schema:
             **failures({"INVALID_ARGUMENT", "USER_NOT_FOUND", "TOO_MANY_STREAMS", "UNAVAILABLE", "INTERNAL"}),
         },
     }
+
+
+def media(schemas: Schemas) -> dict[str, Schema]:
+    """The routes of images and videos, which no RPC stands behind, by path."""
+    upload, download = post_pb2.UploadMediaRequest.DESCRIPTOR, post_pb2.DownloadMediaRequest.DESCRIPTOR
+    stored = message_schema(post_pb2.Media.DESCRIPTOR, schemas, sent=True)
+    known: Mapping[str, Schema] = {"media_id": {"pattern": "^[0-9a-f]{64}$"}, "size": {"enum": list(SIZES)}}
+    content: Schema = {of: {"schema": {}} for of in dict.fromkeys(SIZES.values())}
+    file: Schema = {kind: {"schema": {}} for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", *VIDEOS)}
+
+    def parameters(message: Descriptor) -> list[Schema]:
+        return [
+            {
+                "name": field.name,
+                "in": "path" if field.name in known else "query",
+                "required": field.containing_oneof is None,  # which is where `optional` puts a field
+                "description": comment(field.full_name),
+                "schema": field_schema(field, schemas, sent=False) | known.get(field.name, {}),
+            }
+            for field in message.fields
+        ]
+
+    def described(message: Descriptor, summary: str, success: Schema, *reasons: str) -> Schema:
+        text = comment(message.full_name)
+        named = set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
+        return {
+            "operationId": message.name.removesuffix("Request"),
+            "tags": ["post"],
+            "summary": summary,
+            "description": text,
+            "parameters": parameters(message),
+            "responses": success | failures({"INVALID_ARGUMENT", "UNAVAILABLE", "INTERNAL", *reasons} | named),
+        }
+
+    created = {"201": {"description": comment(post_pb2.Media.DESCRIPTOR.full_name), "content": json_of(stored, MEDIA)}}
+    whole = {
+        "200": {"description": "The image or video.", "content": content},
+        "206": {"description": "The range that was asked for.", "content": content},
+        "304": {"description": "The client has it."},
+    }
+    return {
+        UPLOAD: {
+            "post": described(
+                upload,
+                "Stores an image or video",
+                created,
+                *("BODY_TOO_LARGE", "REQUEST_TIMEOUT", "UNSUPPORTED_MEDIA_TYPE"),
+            )
+            | {"requestBody": {"required": True, "description": "The file itself.", "content": file}}
+        },
+        DOWNLOAD: {"get": described(download, "Gives an image or video, or a range of it", whole)},
+    }
+
+
+def json_of(schema: Schema, example: Schema) -> Schema:
+    """A JSON answer."""
+    return {"application/json": {"schema": schema, "example": example}}
 
 
 def served(path: str, summary: str, properties: Schema) -> Schema:
