@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NoReturn
 
-from gateway import openapi, server
+from feedmesh.post.v1.post_pb2_grpc import PostServiceStub
+from gateway import media, openapi, server
 from gateway.access import Access
 from gateway.addresses import Addresses, networks
 from gateway.app import App
@@ -21,6 +22,8 @@ from gateway.origins import Origins
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import callers, client, config, process, redis
+from runtime.blobs import Blobs
+from runtime.media import MediaUrls
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,12 @@ async def serve(settings: Settings, running: process.Process) -> None:
             ),
             hub,
             Access(issuer),
+            media.routes(
+                PostServiceStub(channels["post"]),
+                Blobs(settings.media_url),
+                MediaUrls(settings.media_secret),
+                media.Bounds(settings.max_image_bytes, settings.max_video_bytes, settings.media_workers),
+            ),
             origins=Origins(settings.cors_origins, local=issuer is None),
             timeout_s=settings.request_timeout_ms / 1000,
             max_requests=settings.max_concurrent_requests,

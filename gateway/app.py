@@ -35,8 +35,9 @@ from gateway.exchange import (
     respond,
     unless_gone,
 )
-from gateway.limits import READ, Limits
+from gateway.limits import READ, WRITE, Limits
 from gateway.live import PATH, Hub, LiveEvents, LiveSocket
+from gateway.media import Downloads, Uploads
 from gateway.origins import Origins
 from gateway.pages import UNLIMITED, Page
 from gateway.representation import compressed, validated
@@ -63,6 +64,7 @@ class App:
         pages: Mapping[str, Page],
         hub: Hub | None = None,
         access: Access | None = None,
+        media: Iterable[tuple[str, str, Uploads | Downloads]] = (),
         *,
         origins: Origins | None = None,
         timeout_s: float,
@@ -81,6 +83,7 @@ class App:
             (route.template, route.method, (route.limit_class, (route, call))) for route, call in routes
         ]
         entries += [(path, "GET", ("" if path in UNLIMITED else READ, page)) for path, page in pages.items()]
+        entries += [(path, method, (READ if method == "GET" else WRITE, target)) for path, method, target in media]
         self._origins = origins or Origins()
         self._access = access or Access(None)
         self._socket = LiveSocket(hub, self._let_in, self._access.counts) if hub is not None else None
@@ -164,6 +167,8 @@ class App:
                 return template, await self._serve(route, call, path, request, send)
             if isinstance(target, LiveEvents):
                 return template, await target(request, send)
+            if isinstance(target, (Uploads, Downloads)):
+                return template, await target(path, request, send)
             return template, await target(request.headers.get(b"host", b"").decode("latin-1"))
         except Error as error:
             log.log(severity(error), "%s %s: %s: %s", request.method, template, error.reason, error.message)

@@ -13,7 +13,7 @@ from gateway.addresses import networks
 from gateway.auth import MAX_NAME
 from gateway.issuers import is_safe
 from gateway.limits import CLASSES, Quota
-from runtime import config
+from runtime import blobs, config
 from runtime.redis import RedisSettings
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:]{2,45}\])(:[0-9]{1,5})?")
@@ -87,6 +87,16 @@ class Settings(RedisSettings, config.MeshSettings):
     """What its tokens must have in `aud`."""
     oidc_types: Annotated[str, StringConstraints(pattern=r"^[a-z0-9+.-]+(,[a-z0-9+.-]+)*$")] = "at+jwt"
     """What they may have in `typ`, joined by commas. RFC 9068 says at+jwt; some issuers say jwt."""
+    media_url: blobs.Url
+    """Where media are stored."""
+    media_secret: config.Secret
+    """What URLs of media are signed with: the post service's."""
+    media_workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Files that are worked on at once, each by a process of its own."""
+    max_image_bytes: Annotated[int, Field(ge=1, le=2**27)] = 10 * 2**20
+    """Of an image as it is uploaded."""
+    max_video_bytes: Annotated[int, Field(ge=1, le=2**29)] = 100 * 2**20
+    """Of a video as it is uploaded."""
     request_timeout_ms: Annotated[int, Field(ge=50, le=60_000)] = 5_000
     """What one request may take in all, in milliseconds; carried to the services as their deadline."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1_024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -114,6 +114,21 @@ class Body:
         self._late = False
         self.done = b"transfer-encoding" not in headers and not self._length
         self._until = 0.0 if self.done else asyncio.get_running_loop().time() + DRAIN_S
+
+    @property
+    def length(self) -> int | None:
+        """Its bytes, where the client says."""
+        return self._length
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """It piece by piece, for who bounds its bytes and its time. Raises ClientGone."""
+        try:
+            while not self.done:
+                yield await self._next()
+        finally:
+            # What is not wanted of it is drained as of a request that has just come.
+            self._seen, self._late = 0, True
+            self._until = asyncio.get_running_loop().time() + DRAIN_S
 
     @property
     def cheap(self) -> bool:

@@ -18,14 +18,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from feedmesh.buf.validate import validate_pb2
 from feedmesh.error.v1 import error_pb2
+from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from gateway import examples, problems
 from gateway.encode import TIMESTAMP, body_fields, choice, enum_names
 from gateway.health import SERVING
 from gateway.live import MEDIA_TYPE, PATH, SOCKET
+from gateway.media import DOWNLOAD, UPLOAD
 from gateway.routes import CONTRACTS, LINES, Route
-from gateway.transcode import INTEGERS
+from gateway.transcode import INTEGERS, is_actor
 from runtime.errors import Error, Violation
+from runtime.media import SIZES
 
 VISIBLE_ASCII = "^[\\x21-\\x7e]+$"
 Schema = dict[str, Any]
@@ -112,6 +115,7 @@ HEADERS: Schemas = {
 }
 VALIDATED = ("Cache-Control", "ETag", "Vary", "X-Request-Id")
 """Headers of an answer that caches may keep."""
+VIDEOS = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
 
 
 def document(routes: Iterable[Route], *, signed: bool = False) -> bytes:
@@ -122,6 +126,7 @@ def document(routes: Iterable[Route], *, signed: bool = False) -> bytes:
         paths.setdefault(route.template, {})[route.method.lower()] = operation(route, schemas, signed=signed)
     for path, rpc in LIVE.items():
         paths[path] = {"get": live(rpc, schemas, signed=signed)}
+    paths |= media(schemas, signed=signed)
     for path, described in SERVED.items():
         paths[path] = {"get": served(path, *described)}
     return orjson.dumps(
@@ -311,6 +316,69 @@ def live(rpc: Live, schemas: Schemas, *, signed: bool) -> Schema:
                 ANY | {"USER_NOT_FOUND", "TOO_MANY_STREAMS", "ORIGIN_NOT_ALLOWED"} | (SIGNED if signed else set())
             ),
         },
+    }
+
+
+def media(schemas: Schemas, *, signed: bool) -> dict[str, Schema]:
+    """The routes of images and videos, which no RPC stands behind, by path."""
+    upload, download = post_pb2.UploadMediaRequest.DESCRIPTOR, post_pb2.DownloadMediaRequest.DESCRIPTOR
+    stored = message_schema(post_pb2.Media.DESCRIPTOR, schemas, sent=True)
+    known: Mapping[str, Schema] = {"media_id": {"pattern": "^[0-9a-f]{64}$"}, "size": {"enum": list(SIZES)}}
+    content: Schema = {of: {"schema": {}} for of in dict.fromkeys(SIZES.values())}
+    file: Schema = {kind: {"schema": {}} for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", *VIDEOS)}
+
+    def parameters(message: Descriptor) -> list[Schema]:
+        return [
+            {
+                "name": field.name,
+                "in": "path" if field.name in known else "query",
+                # A oneof is where `optional` puts a field.
+                "required": field.containing_oneof is None and not (signed and is_actor(field)),
+                "description": comment(field.full_name),
+                "schema": field_schema(field, schemas, sent=False) | known.get(field.name, {}),
+                "example": examples.scalar(field),
+            }
+            for field in message.fields
+        ]
+
+    def described(message: Descriptor, summary: str, success: Schema, *reasons: str) -> Schema:
+        text = comment(message.full_name)
+        named = set(re.findall(r"[A-Z_]+", text)) & set(problems.STATUS)
+        return {
+            "operationId": message.name.removesuffix("Request"),
+            "tags": ["post"],
+            "summary": summary,
+            "description": text,
+            "parameters": parameters(message),
+            "responses": success | failures(ANY | set(reasons) | named | ({"INVALID_TOKEN"} if signed else set())),
+        }
+
+    example = examples.of_message(post_pb2.Media.DESCRIPTOR)
+    created = {
+        "201": {
+            "description": comment(post_pb2.Media.DESCRIPTOR.full_name),
+            "headers": LIMIT_HEADERS | headers("X-Request-Id"),
+            "content": {"application/json": {"schema": stored, "example": example}},
+        }
+    }
+    sent = LIMIT_HEADERS | headers("X-Request-Id", "Cache-Control", "ETag")
+    whole = {
+        "200": {"description": "The image or video.", "headers": sent, "content": content},
+        "206": {"description": "The range that was asked for.", "headers": sent, "content": content},
+        "304": {"description": "The client has it.", "headers": sent},
+    }
+    uploaded = described(
+        upload,
+        "Stores an image or video",
+        created,
+        *("UNSUPPORTED_MEDIA_TYPE", "ORIGIN_NOT_ALLOWED", *(SIGNED if signed else ())),
+    )
+    uploaded["requestBody"] = {"required": True, "description": "The file itself.", "content": file}
+    if signed:
+        uploaded["security"] = [{"bearer": []}]
+    return {
+        UPLOAD: {"post": uploaded},
+        DOWNLOAD: {"get": described(download, "Gives an image or video, or a range of it", whole)},
     }
 
 

@@ -36,7 +36,7 @@ only. Linux only.
 
 settings, from the environment:
   FEEDMESH_HTTP_PORT      where the gateway listens (default 8080)
-  FEEDMESH_DATA_DIR       what must survive: the Postgres cluster and secrets; made if absent (default .data)
+  FEEDMESH_DATA_DIR       what must survive: the Postgres cluster, media, secrets; made if absent (default .data)
   FEEDMESH_POSTGRES_DSN   a Postgres server of yours instead of the embedded one; the databases are named after the
                           one it names: <dbname>_graph, <dbname>_post, <dbname>_timeline
   FEEDMESH_REDIS_URL      a Redis (7 or later) or Valkey of yours instead of the embedded one, for this mesh alone:

@@ -72,6 +72,7 @@ SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
 STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
 CURSORS = ("CURSOR_SECRET",)
 AUTH = ("FEEDMESH_AUTH", "FEEDMESH_OIDC_ISSUER", "FEEDMESH_OIDC_AUDIENCE", "FEEDMESH_OIDC_TYPES")
+MEDIA = ("FEEDMESH_MEDIA_URL", "FEEDMESH_MAX_IMAGE_BYTES", "FEEDMESH_MAX_VIDEO_BYTES", "FEEDMESH_MEDIA_WORKERS")
 LIMITS = ("FEEDMESH_LIMITS", "FEEDMESH_LIMIT_READ", "FEEDMESH_LIMIT_WRITE", "FEEDMESH_LIMIT_FOLLOW",
           "FEEDMESH_LIMIT_LIKE", "FEEDMESH_LIMIT_SIGN_IN", "FEEDMESH_TRUSTED_PROXIES")  # fmt: skip
 
@@ -92,10 +93,12 @@ FEEDMESH = Mesh(
                 settings=STORE, config="services.graph.config:UpkeepSettings"),
         Process("graph-relay", ("-m", "services.graph.relay"), Stage.WORKER, database="graph", redis=True,
                 settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="runtime.relay:RelaySettings"),
-        Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post", secrets=CURSORS,
-                calls=("graph",), settings=(*SERVER, *STORE), config="services.post.config:PostSettings"),
+        Process("post", ("-m", "services.post"), Stage.SERVICE, grpc=True, database="post",
+                secrets=(*CURSORS, "MEDIA_SECRET"), calls=("graph",),
+                settings=(*SERVER, *STORE, "FEEDMESH_MEDIA_BASE_URL", "FEEDMESH_MAX_MEDIA_BYTES"),
+                config="services.post.config:PostSettings"),
         Process("post-upkeep", ("-m", "services.post.upkeep"), Stage.WORKER, database="post",
-                settings=STORE, config="services.post.config:UpkeepSettings"),
+                settings=(*STORE, "FEEDMESH_MEDIA_URL"), config="services.post.config:UpkeepSettings"),
         Process("post-relay", ("-m", "services.post.relay"), Stage.WORKER, database="post", redis=True,
                 settings=(*STORE, "FEEDMESH_OUTBOX_RETENTION_MINUTES"), config="runtime.relay:RelaySettings"),
         Process("post-eraser", ("-m", "services.post.eraser"), Stage.WORKER, database="post", redis=True,
@@ -116,10 +119,10 @@ FEEDMESH = Mesh(
                 calls=("graph", "post", "timeline"),
                 settings=(*STORE, "FEEDMESH_AUDIT_FEEDS_PER_S", "FEEDMESH_AUDIT_SETTLE_S"),
                 config="services.timeline.config:AuditorSettings"),
-        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, redis=True,
+        Process("gateway", ("-m", "gateway"), Stage.EDGE, http=True, redis=True, secrets=("MEDIA_SECRET",),
                 calls=("graph", "post", "ranking", "timeline", "session"),
                 settings=("FEEDMESH_REQUEST_TIMEOUT_MS", "FEEDMESH_MAX_CONCURRENT_REQUESTS",
-                          "FEEDMESH_MAX_CONNECTIONS", "FEEDMESH_CORS_ORIGINS", *AUTH, *LIMITS),
+                          "FEEDMESH_MAX_CONNECTIONS", "FEEDMESH_CORS_ORIGINS", *AUTH, *LIMITS, *MEDIA),
                 config="gateway.config:Settings"),
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -227,6 +227,8 @@ def told(
     if process.redis:
         env["FEEDMESH_REDIS_URL"] = redis
     env |= {f"FEEDMESH_{name}": secrets[name] for name in process.all_secrets}
+    if "FEEDMESH_MEDIA_URL" in process.settings:
+        env["FEEDMESH_MEDIA_URL"] = f"file://{quote(str(settings.data_dir / 'media'))}"
     for callee in process.calls:
         if at.grpc[callee]:
             env[f"FEEDMESH_{callee.upper()}_TARGET"] = ",".join(map(_text, at.grpc[callee]))

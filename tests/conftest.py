@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from feedmesh.post.v1.post_pb2_grpc import PostServiceStub, add_PostServiceServi
 from launch import postgres as embedded
 from launch import valkey as embedded_valkey
 from runtime import client, postgres, upkeep
+from runtime.blobs import Blobs
+from runtime.media import MediaUrls
 from runtime.paging import Cursors
 from services.graph import servicer as graph
 from services.graph import upkeep as graph_upkeep
@@ -86,16 +89,27 @@ async def graph_service(graph_pool: postgres.Pool, max_following: int) -> AsyncI
         yield GraphService(served.target, GraphServiceStub(channel), lambda: keep_up(graph_upkeep.tasks, graph_pool))
 
 
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """A folder of media."""
+    return Blobs(f"file://{tmp_path}/media")
+
+
 @pytest_asyncio.fixture
-async def post_service(post_pool: postgres.Pool, graph_service: GraphService) -> AsyncIterator[RealPostService]:
+async def post_service(
+    post_pool: postgres.Pool, graph_service: GraphService, blobs: Blobs
+) -> AsyncIterator[RealPostService]:
     """The post service on its database and on the graph service."""
-    servicer = post.PostServicer(post_pool, Sights(graph_service.stub), Cursors(SECRET))
+    servicer = post.PostServicer(post_pool, Sights(graph_service.stub, MediaUrls(SECRET)), Cursors(SECRET))
     async with (
         serving(lambda s: add_PostServiceServicer_to_server(servicer, s), services=(post.SERVICE,)) as served,
         client.connect(served.target, CALLER, post.SERVICE) as channel,
     ):
         yield RealPostService(
-            PostServiceStub(channel), graph_service.stub, lambda: keep_up(post_upkeep.tasks, post_pool), post_pool
+            PostServiceStub(channel),
+            graph_service.stub,
+            lambda: keep_up(partial(post_upkeep.tasks, blobs), post_pool),
+            post_pool,
         )
 
 

@@ -1,9 +1,9 @@
 """The eraser: `python -m services.post.eraser [--once]`. Clears away what is theirs whom the graph says to be erased.
 
 From the graph's event on, a person is on the list of the erased; nothing of theirs is shown by then, as nobody exists
-under their id. Then their likes, comments, posts and stored answers go, some hundred rows a transaction, each with its
-counts and events as if they had taken it back themselves. For a minute, while transactions from before may be running,
-it looks again and again; and when upkeep has cleared away what hung on their posts, the emptied rows go too.
+under their id. Then their likes, comments, posts, media and stored answers go, some hundred rows a transaction, each
+with its counts and events as if they had taken it back themselves. For a minute, while transactions from before may be
+running, it looks again and again; and when upkeep has cleared away what hung on their posts, the emptied rows go too.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ async def step(connection: postgres.Connection, user_id: int) -> bool:
     for row in await store.lock_posts_of(connection, user_id, ROWS):
         await posts.remove(connection, row)
         found += 1
+    found += await store.take_media(connection, user_id, ROWS)
     found += await store.take_swept_posts(connection, user_id, ROWS)
     await idempotency.forget(connection, user_id)
     await store.forget_changes(connection, user_id)

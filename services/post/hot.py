@@ -45,7 +45,7 @@ Share = tuple[int, int]
 class HotPost:
     """A post that is not deleted, its counts and shares, as of one moment."""
 
-    __slots__ = ("_listed", "_name", "_public", "member", "plain", "read_s", "row", "shares")
+    __slots__ = ("_listed", "_public", "_shown", "member", "plain", "read_s", "row", "shares")
 
     def __init__(self, row: store.PostRow, read_s: float = 0, shares: tuple[Share, ...] | None = None) -> None:
         self.row = row
@@ -59,26 +59,29 @@ class HotPost:
         """Whether it is neither for followers only nor made of another post."""
         self.member = members.pack_one(row.post_id, row.user_id, row.original_id)
         """As a packed member."""
-        self._name = ""
+        self._shown = ("", "")
         self._public = self._listed = b""
 
-    def listed(self, name: str) -> bytes:
+    def listed(self, name: str, media_url: str) -> bytes:
         """The same as `public`, as an element of a page."""
-        public = self.public(name)
+        public = self.public(name, media_url)
         self._listed = self._listed or wire.listed(public)
         return self._listed
 
-    def public(self, name: str) -> bytes:
-        """What everybody sees of it, as bytes of a Post: all but what is the viewer's own, and its original."""
-        if not self._public or name != self._name:
+    def public(self, name: str, media_url: str) -> bytes:
+        """What everybody sees of it, as bytes of a Post: all but what is the viewer's own, and its original.
+
+        `name` is its author's, `media_url` where its media is to be had by now.
+        """
+        if not self._public or (name, media_url) != self._shown:
             row = self.row
-            self._name, self._listed = name, b""
+            self._shown, self._listed = (name, media_url), b""
             self._public = pb.Post(
                 post_id=row.post_id,
                 user_id=row.user_id,
                 username=name,
                 content=row.content,
-                media_url=row.media_url,
+                media_url=media_url,
                 created_at=ids.timestamp(row.post_id),
                 visibility=pb.Visibility.ValueType(row.visibility),
                 likes=row.likes,

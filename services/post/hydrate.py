@@ -54,7 +54,7 @@ async def hydrate_feeds(hot: HotPosts, sights: Sights, pages: Sequence[Page]) ->
     shares = await shares_seen(hot.pool, posts, pages, seen)
     sharers = {sharer_id for of_page in shares for of_post in of_page.values() for _, sharer_id in of_post}
     people = await sights.people.of(sharers) if sharers else {}
-    same = alike(posts, seen[0].people) if seen else {}
+    same = alike(posts, seen[0]) if seen else {}
     return [
         show(posts, page, sight, liked.get(sight.viewer_id, ()), of_page, people, same)
         for page, sight, of_page in zip(pages, seen, shares, strict=True)
@@ -183,13 +183,13 @@ async def shares_seen(
     return found
 
 
-def alike(posts: Mapping[int, HotPost], people: Mapping[int, Person | None]) -> dict[int, bytes]:
+def alike(posts: Mapping[int, HotPost], sight: Sight) -> dict[int, bytes]:
     """Those of the posts, as elements of a page, that are the same to all who see all that is public, but for their own
-    likes and for who shared."""
+    likes and for who shared. `sight` is anybody's."""
     return {
-        post_id: post.listed(author.name)
+        post_id: post.listed(author.name, sight.media_url(post.row))
         for post_id, post in posts.items()
-        if post.plain and (author := people.get(post.row.user_id)) is not None and not author.private
+        if post.plain and (author := sight.people.get(post.row.user_id)) is not None and not author.private
     }
 
 
@@ -262,7 +262,7 @@ def present(
     In a feed the original of somebody whom the viewer mutes is left out.
     """
     row = post.row
-    content = post.public(sight.name(row.user_id))
+    content = post.public(sight.name(row.user_id), sight.media_url(row))
     if row.original_id != row.post_id:
         counted = posts[row.original_id].row
         content += pb.Post(likes=counted.likes, comments=counted.comments, shares=counted.shares).SerializeToString()

@@ -10,11 +10,11 @@ from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, idempotency, ids, members, outbox, validation, wire
 from runtime.paging import Cursors, Rows, filled_each, most_posts
 from runtime.postgres import Connection, Pool
-from services.post import mentions, store
+from services.post import media, mentions, store
 from services.post.acts import Act, perform, still
 from services.post.hot import HotPost, HotPosts
 from services.post.hydrate import hydrate, hydrate_pages, not_found, present
-from services.post.sight import Sights, Viewer
+from services.post.sight import Sights, Viewer, is_public
 
 UserPosts = wire.closed(pb.ListUserPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR])
 """A ListUserPostsResponse whose posts are bytes."""
@@ -23,18 +23,24 @@ UserPosts = wire.closed(pb.ListUserPostsResponse.DESCRIPTOR, [pb.Post.DESCRIPTOR
 async def create_posts(
     pool: Pool, sights: Sights, requests: Sequence[pb.CreatePostRequest]
 ) -> list[pb.CreatePostResponse | errors.Error]:
-    """Publishes posts, or says of each why not: NotFound (USER_NOT_FOUND). Raises Unavailable."""
+    """Publishes posts, or says of each why not: NotFound (USER_NOT_FOUND), InvalidArgument of a media_url that is not
+    the author's. Raises Unavailable."""
     known = await mentions.people(sights.graph, [request.content for request in requests])
 
-    async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreatePostResponse]:
+    async def work(connection: Connection, acts: Sequence[Act]) -> list[pb.CreatePostResponse | errors.InvalidArgument]:
+        media_urls = await media.attach(
+            connection, sights.urls, [(act.request.user_id, act.request.media_url) for act in acts]
+        )
+        written = [(act, url) for act, url in zip(acts, media_urls, strict=True) if isinstance(url, str)]
+        left = iter(await insert(connection, written))
+        return [pb.CreatePostResponse(post=next(left)) if isinstance(url, str) else url for url in media_urls]
+
+    async def insert(connection: Connection, written: Sequence[tuple[Act, str]]) -> list[pb.Post]:
         new = [
             store.NewPost(
-                act.request.user_id,
-                act.request.content,
-                act.request.media_url,
-                act.request.visibility or pb.VISIBILITY_PUBLIC,
+                act.request.user_id, act.request.content, media_url, act.request.visibility or pb.VISIBILITY_PUBLIC
             )
-            for act in acts
+            for act, media_url in written
         ]
         post_ids = await store.insert_posts(connection, new)
         posts = [
@@ -47,10 +53,10 @@ async def create_posts(
                 created_at=ids.timestamp(post_id),
                 visibility=pb.Visibility.ValueType(row.visibility),
             )
-            for act, row, post_id in zip(acts, new, post_ids, strict=True)
+            for (act, _), row, post_id in zip(written, new, post_ids, strict=True)
         ]
-        written = [mentions.Written(post.user_id, post.content, post.post_id) for post in posts]
-        mentioned = await mentions.note(connection, written, known)
+        texts = [mentions.Written(post.user_id, post.content, post.post_id) for post in posts]
+        mentioned = await mentions.note(connection, texts, known)
         await tell_created(
             connection,
             *(
@@ -60,9 +66,16 @@ async def create_posts(
                 for post, its in zip(posts, mentioned, strict=True)
             ),
         )
-        return [pb.CreatePostResponse(post=post) for post in posts]
+        return posts
 
-    return await perform(pool, sights, requests, pb.CreatePostResponse, work)
+    answers = await perform(pool, sights, requests, pb.CreatePostResponse, work)
+    # The stored answers hold no signature: they may be asked for when it has expired.
+    made = [answer.post for answer in answers if isinstance(answer, pb.CreatePostResponse) and answer.post.media_url]
+    people = await sights.people.of({post.user_id for post in made}) if made else {}
+    for post in made:
+        public = is_public(post.visibility, people.get(post.user_id))
+        post.media_url = sights.urls.shown(post.media_url, public=public)
+    return answers
 
 
 async def share_post(pool: Pool, sights: Sights, request: pb.SharePostRequest) -> pb.SharePostResponse:

@@ -13,8 +13,9 @@ from runtime import errors, wire
 from runtime.coalesce import Coalescer, outcomes
 from runtime.paging import MAX_BATCH_POSTS, Cursors, most_posts, require_fitting
 from runtime.postgres import Pool
-from services.post import audit, comments, export, likes, posts, skeleton
+from services.post import audit, comments, export, likes, media, posts, skeleton
 from services.post.acts import MAX_BATCH
+from services.post.config import MAX_MEDIA_BYTES
 from services.post.hot import HotPosts
 from services.post.hydrate import hydrate_one
 from services.post.sight import Sights
@@ -30,6 +31,7 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     pool: Pool
     sights: Sights
     cursors: Cursors
+    max_media_bytes: int = MAX_MEDIA_BYTES
 
     @cached_property
     def hot(self) -> HotPosts:
@@ -143,8 +145,16 @@ class PostServicer(post_pb2_grpc.PostServiceServicer):
     async def GetPostRows(self, request: pb.GetPostRowsRequest, context: Any) -> pb.GetPostRowsResponse:
         return await audit.get_post_rows(self.pool, request)
 
+    async def CreateMedia(self, request: pb.CreateMediaRequest, context: Any) -> pb.CreateMediaResponse:
+        return await media.create_media(self.pool, self.sights, self.max_media_bytes, request)
+
+    async def BatchGetPublicMedia(
+        self, request: pb.BatchGetPublicMediaRequest, context: Any
+    ) -> pb.BatchGetPublicMediaResponse:
+        return await media.get_public(self.pool, self.sights, request.media_ids)
+
     def ExportUser(self, request: pb.ExportUserRequest, context: Any) -> AsyncGenerator[pb.ExportUserResponse, None]:
-        return export.export_user(self.pool, self.sights.graph, request.user_id)
+        return export.export_user(self.pool, self.sights, request.user_id)
 
     async def CountTraces(self, request: pb.CountTracesRequest, context: Any) -> pb.CountTracesResponse:
         return await audit.count_traces(self.pool, request.user_id)

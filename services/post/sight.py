@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors
+from runtime.media import MediaUrls
 from runtime.postgres import Pool
 from runtime.relations import Relation, Relations
 from services.post import people, store
@@ -40,6 +41,7 @@ class Sight:
     """What the graph says of these people, None for who does not exist. Those lack of whom it could not be asked."""
     kept: bool
     """Whether the relation is of before the graph was gone: then what only followers may see is not shown."""
+    urls: MediaUrls
 
     def sees(self, author_id: int, visibility: int) -> bool:
         """Whether the viewer may see a post, by its author (one of the people) and its visibility."""
@@ -47,9 +49,7 @@ class Sight:
             return False
         if author_id == self.viewer_id:
             return True
-        author = self.people.get(author_id)
-        # Of whom nothing is known, the account may be private.
-        if visibility == pb.VISIBILITY_PUBLIC and author is not None and not author.private:
+        if is_public(visibility, self.people.get(author_id)):
             return True
         return self.relation is not None and not self.kept and self.relation.follows(author_id)
 
@@ -83,12 +83,18 @@ class Sight:
         person = self.people.get(user_id)
         return person.name if person is not None else ""
 
+    def media_url(self, row: store.PostRow) -> str:
+        """Where the media of a post is to be had by those who may see it."""
+        url = row.media_url
+        return self.urls.shown(url, public=is_public(row.visibility, self.people.get(row.user_id))) if url else url
+
 
 class Sights:
     """What viewers may see, asked of the graph."""
 
-    def __init__(self, graph: GraphServiceAsyncStub) -> None:
+    def __init__(self, graph: GraphServiceAsyncStub, urls: MediaUrls) -> None:
         self.graph = graph
+        self.urls = urls
         self.people = People(graph)
         self._relations = Relations(graph)
 
@@ -103,7 +109,7 @@ class Sights:
             self.people.of(user_ids, anew=anew),
         )
         return [
-            Sight(viewer.user_id, relations.get(viewer.user_id), found, kept or viewer.relations_kept)
+            Sight(viewer.user_id, relations.get(viewer.user_id), found, kept or viewer.relations_kept, self.urls)
             for viewer in viewers
         ]
 
@@ -145,6 +151,14 @@ class Sights:
             else sight
             for (_, user_id), sight in zip(pairs, seen, strict=True)
         ]
+
+
+def is_public(visibility: int, author: Person | None) -> bool:
+    """Whether everybody may see a post, but for whom a block keeps away.
+
+    Of whom nothing is known, the account may be private.
+    """
+    return visibility == pb.VISIBILITY_PUBLIC and author is not None and not author.private
 
 
 def aimed(found: Sequence[store.Authored], sight: Sight) -> store.Target | None:

@@ -101,6 +101,31 @@ class Like(NamedTuple):
     author_id: int
 
 
+class NewMedia(NamedTuple):
+    """An image or video that is uploaded."""
+
+    media_id: str
+    user_id: int
+    size: str
+    """The largest, which posts show."""
+    width: int
+    height: int
+    duration_ms: int
+    bytes: int
+
+
+class MediaRow(NamedTuple):
+    """An image or video that somebody uploaded."""
+
+    upload_id: int
+    media_id: str
+    size: str
+    width: int
+    height: int
+    duration_ms: int
+    bytes: int
+
+
 class Authored(NamedTuple):
     """What decides who may see a post."""
 
@@ -250,10 +275,17 @@ async def lock_post(connection: Connection, post_id: int) -> LockedPost | None:
 
 async def delete_post(connection: Connection, post: LockedPost) -> None:
     """Empties a post and marks it deleted, with its counts and all mentions in it and under it; takes it from its
-    original's count of shares."""
+    original's count of shares. It is looked whether its author still shows its media."""
     await connection.execute(
-        "UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %s",
-        (post.post_id,),
+        """
+        WITH shown AS (
+            SELECT user_id, split_part(media_url, '/', 3) AS media_id FROM posts
+            WHERE post_id = %(post)s AND media_url LIKE '/media/%%'
+        ), emptied AS (
+            UPDATE posts SET content = '', media_url = '', deleted_at = clock_timestamp() WHERE post_id = %(post)s
+        )
+        UPDATE media m SET due_at = now() FROM shown WHERE m.media_id = shown.media_id AND m.user_id = shown.user_id""",
+        {"post": post.post_id},
     )
     await delete_counts(connection, post.post_id)
     await connection.execute("DELETE FROM mentions WHERE post_id = %s", (post.post_id,))
@@ -843,6 +875,192 @@ async def acts_of(pool: Pool, questions: Sequence[tuple[int, int, int]]) -> list
     return found
 
 
+# Media.
+
+MEDIA_COLUMNS = "upload_id, media_id, size, width, height, duration_ms, bytes"
+# Of the media m: whether a post of who uploaded it shows it. A deleted post shows none.
+SHOWN = """
+    EXISTS (SELECT FROM posts p WHERE p.media_url = '/media/' || m.media_id || '/' || m.size
+            AND p.media_url LIKE '/media/%%' AND p.user_id = m.user_id {besides})"""
+LEFT_LONG_AGO = "left_at < now() - interval '5 minutes'"
+MAX_OWNERS = 1_000
+"""Who uploaded the same media, of whom it is looked whether they show it publicly: the first of them."""
+
+
+async def lock(connection: Connection, name: str) -> None:
+    """Holds a lock until the transaction ends; waits for it."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+
+
+async def try_lock(connection: Connection, name: str) -> bool:
+    """The same without a wait; whether it is held."""
+    cursor = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+async def renew_media(connection: Connection, new: NewMedia) -> MediaRow | None:
+    """What somebody uploaded before, as if it were now; None without."""
+    rows = await fetch(
+        connection,
+        f"""
+        UPDATE media SET due_at = greatest(due_at, now() + interval '24 hours')
+        WHERE media_id = %(media)s AND user_id = %(user)s AND due_at IS NOT NULL
+        RETURNING {MEDIA_COLUMNS}""",
+        {"media": new.media_id, "user": new.user_id},
+    ) or await fetch(
+        connection,
+        f"SELECT {MEDIA_COLUMNS} FROM media WHERE media_id = %(media)s AND user_id = %(user)s FOR KEY SHARE",
+        {"media": new.media_id, "user": new.user_id},
+    )
+    return MediaRow(*rows[0]) if rows else None
+
+
+async def media_held(connection: Connection, user_id: int) -> tuple[int, int, int]:
+    """How many media somebody has, how many of these wait for a look whether a post shows them, and their bytes."""
+    [row] = await fetch(
+        connection,
+        """
+        SELECT count(*), count(*) FILTER (WHERE due_at IS NOT NULL), coalesce(sum(bytes), 0)::bigint
+        FROM media WHERE user_id = %(user)s""",
+        {"user": user_id},
+    )
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+async def insert_media(connection: Connection, new: NewMedia) -> MediaRow:
+    """Adds an upload."""
+    [row] = await fetch(
+        connection,
+        f"""
+        INSERT INTO media (media_id, user_id, size, width, height, duration_ms, bytes)
+        VALUES (%(media_id)s, %(user_id)s, %(size)s, %(width)s, %(height)s, %(duration_ms)s, %(bytes)s)
+        RETURNING {MEDIA_COLUMNS}""",
+        new._asdict(),
+    )
+    return MediaRow(*row)
+
+
+async def attach_media(connection: Connection, wanted: Sequence[tuple[int, str]]) -> dict[tuple[int, str], str]:
+    """Of those of the media (user, media) that the users uploaded the largest size; they are kept from now on.
+
+    In one order for all.
+    """
+    rows = await fetch(
+        connection,
+        """
+        WITH held AS (
+            SELECT upload_id FROM unnest(%(users)s::bigint[], %(media)s::text[]) AS item (user_id, media_id)
+            JOIN media USING (media_id, user_id) ORDER BY upload_id FOR NO KEY UPDATE OF media
+        )
+        UPDATE media SET due_at = NULL WHERE upload_id IN (SELECT upload_id FROM held)
+        RETURNING user_id, media_id, size""",
+        {"users": int8s([user_id for user_id, _ in wanted]), "media": [media_id for _, media_id in wanted]},
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def publicly_shown(pool: Pool, media_ids: Sequence[str]) -> list[tuple[str, int]]:
+    """Which of the media public posts show, and of whom."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT m.media_id, m.user_id FROM unnest(%(ids)s::text[]) AS item (media_id) CROSS JOIN LATERAL (
+            SELECT media_id, user_id, size FROM media WHERE media_id = item.media_id ORDER BY user_id LIMIT %(limit)s
+        ) AS m WHERE {SHOWN.format(besides="AND p.visibility = 1")}""",
+        {"ids": list(media_ids), "limit": MAX_OWNERS},
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+async def media_by(pool: Pool, user_id: int, before: int, limit: int) -> list[MediaRow]:
+    """Someone's uploads with an id below `before`, newest first."""
+    rows = await fetch(
+        pool,
+        f"""
+        SELECT {MEDIA_COLUMNS} FROM media WHERE user_id = %(user)s AND upload_id < %(before)s
+        ORDER BY upload_id DESC LIMIT %(limit)s""",
+        {"user": user_id, "before": before, "limit": limit},
+    )
+    return [MediaRow(*row) for row in rows]
+
+
+async def lock_due_media(connection: Connection, limit: int) -> list[int]:
+    """Locks up to `limit` uploads that are due, and that nobody holds; their ids."""
+    rows = await fetch(
+        connection,
+        """
+        SELECT upload_id FROM media WHERE due_at <= now()
+        ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED""",
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def unshown_of(connection: Connection, upload_ids: Sequence[int]) -> list[int]:
+    """Those of the uploads that no post of their owner shows; the others are due no more."""
+    rows = await fetch(
+        connection,
+        f"""
+        UPDATE media m SET due_at = CASE WHEN {SHOWN.format(besides="")} THEN NULL ELSE due_at END
+        WHERE upload_id = ANY(%(ids)s) RETURNING upload_id, due_at IS NOT NULL""",
+        {"ids": int8s(upload_ids)},
+    )
+    return [row[0] for row in rows if row[1]]
+
+
+async def forget_media(connection: Connection, upload_ids: Sequence[int]) -> None:
+    """Removes uploads, and notes their media as left."""
+    await connection.execute(
+        """
+        WITH gone AS (DELETE FROM media WHERE upload_id = ANY(%(ids)s) RETURNING media_id)
+        INSERT INTO media_left (media_id) SELECT DISTINCT media_id FROM gone ORDER BY media_id
+        ON CONFLICT (media_id) DO UPDATE SET left_at = now()""",
+        {"ids": int8s(upload_ids)},
+    )
+
+
+async def take_media(connection: Connection, user_id: int, limit: int) -> int:
+    """Removes up to `limit` of someone's uploads as `forget_media` does; how many."""
+    rows = await fetch(
+        connection,
+        "SELECT upload_id FROM media WHERE user_id = %(user)s ORDER BY upload_id LIMIT %(limit)s FOR UPDATE",
+        {"user": user_id, "limit": limit},
+    )
+    await forget_media(connection, [row[0] for row in rows])
+    return len(rows)
+
+
+async def left_media(pool: Pool, limit: int) -> list[str]:
+    """Media that were noted as left, the first ones first. Only those noted over five minutes ago: whatever upload of
+    one was under way then has ended."""
+    rows = await fetch(
+        pool,
+        f"SELECT media_id FROM media_left WHERE {LEFT_LONG_AGO} ORDER BY left_at LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+async def lock_left_media(connection: Connection, media_id: str) -> bool:
+    """Locks the note that a media was left as long ago, unless somebody holds it; whether that is so."""
+    cursor = await connection.execute(
+        f"SELECT FROM media_left WHERE media_id = %s AND {LEFT_LONG_AGO} FOR UPDATE SKIP LOCKED".encode(), (media_id,)
+    )
+    return cursor.rowcount > 0
+
+
+async def is_media_named(connection: Connection, media_id: str) -> bool:
+    """Whether anybody's upload is of this media."""
+    cursor = await connection.execute("SELECT FROM media WHERE media_id = %s LIMIT 1", (media_id,))
+    return cursor.rowcount > 0
+
+
+async def forget_left_media(connection: Connection, media_id: str) -> None:
+    """Removes the note that a media was left."""
+    await connection.execute("DELETE FROM media_left WHERE media_id = %s", (media_id,))
+
+
 # What is checked: straight from the table, by no query that a feed is made with.
 
 ROW_COLUMNS = """
@@ -887,10 +1105,12 @@ async def traces(pool: Pool, user_id: int) -> dict[str, int]:
                (SELECT count(*) FROM likes WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM shares WHERE %(user)s IN (user_id, author_id)),
                (SELECT count(*) FROM mentions WHERE %(user)s IN (user_id, actor_id)),
-               (SELECT count(*) FROM post_changes WHERE %(user)s IN (user_id, liker_id))""",
+               (SELECT count(*) FROM post_changes WHERE %(user)s IN (user_id, liker_id)),
+               (SELECT count(*) FROM media WHERE user_id = %(user)s)""",
         {"user": user_id},
     )
-    return dict(zip(("posts", "comments", "likes", "shares", "mentions", "post_changes"), row, strict=True))
+    places = ("posts", "comments", "likes", "shares", "mentions", "post_changes", "media")
+    return dict(zip(places, row, strict=True))
 
 
 # Erasure.

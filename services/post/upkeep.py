@@ -1,12 +1,16 @@
 """The post service's upkeep worker: `python -m services.post.upkeep [--once]`.
 
-Folds count deltas, makes partitions ahead, clears away what hung on deleted posts, prunes old answers and changes.
+Folds count deltas, makes partitions ahead, clears away what hung on deleted posts and media that no post shows, prunes
+old answers and changes.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from runtime import config, counts, idempotency, postgres, upkeep
-from services.post import store
+from runtime.blobs import Blobs
+from services.post import media, store
 from services.post.config import UpkeepSettings
 
 MONTHS_AHEAD = 3
@@ -16,12 +20,14 @@ CHANGES = 20_000
 """Notes of changes that are deleted at once."""
 
 
-def tasks(pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
+def tasks(blobs: Blobs, pool: postgres.Pool) -> tuple[upkeep.Task, ...]:
     """What there is to keep up."""
     return (
         upkeep.Task("fold_counts", 0.2, lambda: counts.fold(pool, store.POST_COUNTS)),
         upkeep.Task("make_partitions", 3600, lambda: make_partitions(pool)),
         upkeep.Task("sweep_deleted_posts", 10, lambda: sweep_deleted_posts(pool)),
+        upkeep.Task("forget_unshown_media", 10, lambda: media.forget_unshown(pool)),
+        upkeep.Task("clear_left_media", 10, lambda: media.clear_left(pool, blobs)),
         upkeep.Task("prune_changes", 60, lambda: store.prune_changes(pool, CHANGES)),
         upkeep.Task("prune_idempotency_keys", 60, lambda: idempotency.prune(pool)),
     )
@@ -43,4 +49,5 @@ async def sweep_deleted_posts(pool: postgres.Pool) -> bool:
 
 
 if __name__ == "__main__":
-    upkeep.run("post-upkeep", config.load(UpkeepSettings), "services.post", tasks)
+    settings = config.load(UpkeepSettings)
+    upkeep.run("post-upkeep", settings, "services.post", partial(tasks, Blobs(settings.media_url)))

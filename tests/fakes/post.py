@@ -16,6 +16,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.post.v1 import post_pb2_grpc
 from runtime import errors, ids, members, validation
 from runtime.clock import Clock, wall_clock
+from runtime.media import MediaUrls, path
 from runtime.paging import DEFAULT_LIMIT, Cursors, most_posts, require_fitting
 from services.post.mentions import names
 from tests.fakes.graph import FakeGraph
@@ -25,6 +26,7 @@ from tests.fakes.ids import NextId
 M = TypeVar("M", bound=Message)
 HOUR_MS = 3_600_000
 MAX_SHARERS = 20
+MAX_UNATTACHED = 100
 AFFINITY_DEPTH = 200
 
 
@@ -86,6 +88,9 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self._next_id = NextId(clock)
         self._answers = Answers()
         self._cursors = Cursors("the secret of the fake posts, which is long enough")
+        self._urls = MediaUrls("the secret of the fake posts, which is long enough", clock=clock)
+        self._media: dict[tuple[int, str], pb.Media] = {}
+        """What each person uploaded, its media_url without a signature."""
 
     # What is there to be seen.
 
@@ -129,7 +134,12 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
 
         def work() -> pb.CreatePostResponse:
             visibility = request.visibility or pb.VISIBILITY_PUBLIC
-            entry = self._add(Entry(self._next_id(), request.user_id, request.content, request.media_url, visibility))
+            media_url = request.media_url
+            if media_id := self._urls.media_id(media_url):
+                if (request.user_id, media_id) not in self._media:
+                    raise errors.InvalidArgument(errors.Violation("media_url", "is no media of the author's"))
+                media_url = self._media[request.user_id, media_id].media_url
+            entry = self._add(Entry(self._next_id(), request.user_id, request.content, media_url, visibility))
             self._mention(request.user_id, request.content, entry.post_id)
             return pb.CreatePostResponse(post=self._present(entry, request.user_id))
 
@@ -276,6 +286,41 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
         self, request: pb.BatchCreateCommentsRequest, context: Any
     ) -> pb.BatchCreateCommentsResponse:
         return await each(self.CreateComment, request.items, pb.BatchCreateCommentsResponse())
+
+    # Media.
+
+    async def CreateMedia(self, request: pb.CreateMediaRequest, context: Any) -> pb.CreateMediaResponse:
+        self._graph.username(request.user_id)
+        key = (request.user_id, request.media_id)
+        shown = {(entry.user_id, entry.media_url) for entry in self.posts.values() if not self._gone(entry)}
+        waiting = [
+            media
+            for (user_id, _), media in self._media.items()
+            if user_id == request.user_id and (user_id, media.media_url) not in shown
+        ]
+        if key not in self._media and len(waiting) >= MAX_UNATTACHED:
+            raise errors.Refused("MEDIA_LIMIT")
+        media = pb.Media(
+            media_id=request.media_id,
+            media_url=path(request.media_id, request.size),
+            width=request.width,
+            height=request.height,
+            duration_ms=request.duration_ms,
+            bytes=request.bytes,
+            created_at=ids.timestamp(self._next_id()),
+        )
+        return pb.CreateMediaResponse(media=self._present_media(self._media.setdefault(key, media)))
+
+    async def BatchGetPublicMedia(
+        self, request: pb.BatchGetPublicMediaRequest, context: Any
+    ) -> pb.BatchGetPublicMediaResponse:
+        public = {self._urls.media_id(entry.media_url) for entry in self.entries() if self._is_public(entry)}
+        return pb.BatchGetPublicMediaResponse(media_ids=sorted(public.intersection(request.media_ids)))
+
+    def _present_media(self, media: pb.Media) -> pb.Media:
+        presented = pb.Media.FromString(media.SerializeToString())
+        presented.media_url = self._urls.shown(media.media_url, public=False)
+        return presented
 
     # What feeds are made of.
 
@@ -485,6 +530,9 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             if liker == user_id and self.there(post_id):
                 like = pb.ExportedLike(post_id=post_id, created_at=ids.timestamp(like_id))
                 yield pb.ExportUserResponse(like=like)
+        for (owner, _), media in sorted(self._media.items(), key=lambda item: -item[1].created_at.ToNanoseconds()):
+            if owner == user_id:
+                yield pb.ExportUserResponse(media=self._present_media(media))
 
     async def CountTraces(self, request: pb.CountTracesRequest, context: Any) -> pb.CountTracesResponse:
         # What the service clears away in steps is nothing here as soon as the person is gone.
@@ -542,8 +590,10 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             return True
         if self._graph.separated(viewer_id, author.user_id):
             return False
-        public = entry.visibility == pb.VISIBILITY_PUBLIC and not author.private
-        return public or (viewer_id, author.user_id) in self._graph.follows
+        return self._is_public(entry) or (viewer_id, author.user_id) in self._graph.follows
+
+    def _is_public(self, entry: Entry) -> bool:
+        return entry.visibility == pb.VISIBILITY_PUBLIC and not self._graph.people[entry.user_id].private
 
     def _add(self, entry: Entry) -> Entry:
         self.posts[entry.post_id] = entry
@@ -574,7 +624,7 @@ class FakePost(post_pb2_grpc.PostServiceServicer):
             user_id=entry.user_id,
             username=self._graph.username(entry.user_id),
             content=entry.content,
-            media_url=entry.media_url,
+            media_url=self._urls.shown(entry.media_url, public=self._is_public(entry)),
             created_at=ids.timestamp(entry.post_id),
             visibility=entry.visibility,
             likes=len(self.likes_of(entry.original_id)),

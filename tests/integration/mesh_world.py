@@ -30,6 +30,7 @@ from launch.valkey import Running as Valkey
 from runtime import client, consumer, counts, errors, ids, postgres, relations
 from runtime.clock import wall_clock
 from runtime.consumer import Consumer, Handle
+from runtime.media import MediaUrls
 from runtime.paging import Cursors
 from runtime.relations import Relations
 from runtime.relay import Relay
@@ -223,7 +224,7 @@ async def mesh(databases: Databases, valkey: Valkey) -> AsyncIterator[Mesh]:
                 graph_service.SERVICE,
             )
         )
-        sights = Sights(graph)
+        sights = Sights(graph, MediaUrls(SECRET))
         sights.people = People(graph, timer=clock.seconds)
         posts = post_service.PostServicer(post_pool, sights, Cursors(SECRET))
         post = PostServiceStub(await serve(add_PostServiceServicer_to_server, posts, post_service.SERVICE))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,7 @@ from feedmesh.post.v1 import post_pb2 as pb
 from feedmesh.timeline.v1 import timeline_pb2
 from launch.valkey import Running as Valkey
 from runtime import errors, postgres
+from runtime.blobs import Blobs
 from services.graph import upkeep as graph_upkeep
 from services.post import eraser, people, store
 from services.post import upkeep as post_upkeep
@@ -222,7 +224,9 @@ async def ask_for_traces(mesh: WholeMesh, user_id: int) -> tuple[int, dict[str, 
     return asked.returncode or 0, {found["place"]: found["count"] for found in json.loads(said) if found["count"]}
 
 
-async def test_a_command_proves_that_somebody_is_erased_everywhere(databases: Databases, valkey: Valkey) -> None:
+async def test_a_command_proves_that_somebody_is_erased_everywhere(
+    databases: Databases, valkey: Valkey, blobs: Blobs
+) -> None:
     async with whole_mesh(databases, valkey) as mesh:
         ann, bob = await mesh.person(), await mesh.person()
         fanout = await mesh.stores.fanout(mesh.graph, mesh.post, limit=0)
@@ -251,8 +255,8 @@ async def test_a_command_proves_that_somebody_is_erased_everywhere(databases: Da
         event = event_pb2.Event(event_id=1, user_erased=event_pb2.UserErased(user_id=ann))
         await eraser.note(mesh.post_pool, [event])
         for _ in range(2):
-            for tasks, pool in ((graph_upkeep.tasks, mesh.graph_pool), (post_upkeep.tasks, mesh.post_pool)):
-                await keep_up(tasks, pool)
+            await keep_up(graph_upkeep.tasks, mesh.graph_pool)
+            await keep_up(partial(post_upkeep.tasks, blobs), mesh.post_pool)
             while await eraser.erase(mesh.post_pool):
                 pass
             async with mesh.post_pool.connection() as connection:

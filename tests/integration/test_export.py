@@ -22,6 +22,7 @@ from gateway.app import App
 from gateway.encode import timestamp
 from gateway.routes import of_contracts
 from runtime import client, errors, ids, postgres
+from runtime.media import MediaUrls
 from runtime.paging import Cursors
 from services.graph import export as graph_export
 from services.graph import store as graph_store
@@ -67,7 +68,7 @@ class Mesh:
 
 @pytest_asyncio.fixture
 async def mesh(graph_service: GraphService, graph_pool: postgres.Pool, post_pool: postgres.Pool) -> AsyncIterator[Mesh]:
-    posts = servicer.PostServicer(post_pool, Sights(graph_service.stub), Cursors(SECRET))
+    posts = servicer.PostServicer(post_pool, Sights(graph_service.stub, MediaUrls(SECRET)), Cursors(SECRET))
     listener = server.listen("127.0.0.1", 0)
     stopping = asyncio.Event()
     async with (

@@ -24,6 +24,8 @@ BOUND_S = 20.0
 NOBODY = {f"FEEDMESH_{name}_TARGET": "127.0.0.1:1" for name in ("GRAPH", "POST", "RANKING", "TIMELINE")} | {
     "FEEDMESH_MESH_SECRET": MESH_SECRET,
     "FEEDMESH_REDIS_URL": "redis://127.0.0.1:1/0",
+    "FEEDMESH_MEDIA_URL": "s3://nowhere",
+    "FEEDMESH_MEDIA_SECRET": "s" * 32,
 }
 
 

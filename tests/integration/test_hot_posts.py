@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import postgres
+from runtime.media import MediaUrls
 from runtime.paging import Cursors
 from services.post import hot, metrics, store
 from services.post.servicer import PostServicer
@@ -54,7 +55,7 @@ class Replicas:
 @pytest_asyncio.fixture
 async def replicas(post_service: RealPostService) -> AsyncIterator[Replicas]:
     ann, bob, cid = await join_all(post_service, 3)
-    pool, sights = post_service.pool, Sights(post_service.graph)
+    pool, sights = post_service.pool, Sights(post_service.graph, MediaUrls("a secret of at least 32 characters"))
     cursors = Cursors("a secret that is long enough for cursors")
     yield Replicas(
         pool, PostServicer(pool, sights, cursors), PostServicer(pool, sights, cursors), ann=ann, bob=bob, cid=cid

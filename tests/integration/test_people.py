@@ -14,6 +14,7 @@ from feedmesh.graph.v1 import graph_pb2
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
 from runtime import client, errors
+from runtime.media import MediaUrls
 from runtime.relations import Relations
 from services.graph.servicer import SERVICE
 from services.post import people
@@ -135,7 +136,7 @@ async def test_whoever_was_told_the_version_asks_only_for_a_later_one(at: Settin
 
 
 async def test_while_the_graph_is_gone_what_only_followers_may_see_is_withheld(at: Setting) -> None:
-    sights = Sights(at.stub)
+    sights = Sights(at.stub, MediaUrls("a secret of at least 32 characters"))
     await at.stub.Follow(graph_pb2.FollowRequest(follower_id=at.ann, following_id=at.bob))
 
     async def sees(viewer: Viewer) -> tuple[bool, bool]:

@@ -430,6 +430,8 @@ REVEALS_NOTHING = {
     "CreatePost": "shows the writer's own",
     "BatchCreatePosts": "shows the writers' own",
     "ReadNotifications": "a number",
+    "CreateMedia": "shows the uploader's own",
+    "BatchGetPublicMedia": "what everybody may see: see test_media.py",
     "ExportUser": "shows the person's own; of what they shared and liked, the id alone",
     "BatchListActs": "ids of posts that are theirs or mention them, to the timeline, which hydrates what it shows",
     "BatchListNewest": "ids, to services that hydrate what they show",

@@ -22,6 +22,7 @@ from gateway.routes import of_contracts
 from launch.valkey import Running as Valkey
 from runtime import client, postgres
 from runtime.clock import wall_clock
+from runtime.media import MediaUrls
 from runtime.paging import Cursors
 from runtime.relations import Relations
 from services.graph.passwords import Passwords
@@ -104,7 +105,10 @@ async def whole_mesh(
         )
         post = PostServiceStub(
             await serve(
-                "post", POST, add_PostServiceServicer_to_server, PostServicer(post_pool, Sights(graph), cursors)
+                "post",
+                POST,
+                add_PostServiceServicer_to_server,
+                PostServicer(post_pool, Sights(graph, MediaUrls(SECRET)), cursors),
             )
         )
         ranking = RankingServiceStub(

@@ -127,7 +127,7 @@ def test_a_child_gets_exactly_its_own() -> None:
             at,
             dsn="dsn",
             redis="redis",
-            secrets={"CURSOR_SECRET": "cursors", "MESH_SECRET": "mesh"},
+            secrets={"CURSOR_SECRET": "cursors", "MESH_SECRET": "mesh", "MEDIA_SECRET": "signs"},
         )
         for process in FEEDMESH.processes
         if chosen.count(process)
@@ -149,7 +149,11 @@ def test_a_child_gets_exactly_its_own() -> None:
         "FEEDMESH_REDIS_URL": "redis",
         "FEEDMESH_POST_TARGET": "127.0.0.1:11",
     }
+    media_url = f"file://{Path.cwd()}/.data/media"
+    assert told["post-upkeep"] == common | {"FEEDMESH_POSTGRES_DSN": "dsn", "FEEDMESH_MEDIA_URL": media_url}
     assert told["gateway"] == common | {
+        "FEEDMESH_MEDIA_URL": media_url,
+        "FEEDMESH_MEDIA_SECRET": "signs",
         "FEEDMESH_HTTP_HOST": "127.0.0.1",
         "FEEDMESH_HTTP_PORT": "8080",
         "FEEDMESH_REDIS_URL": "redis",

@@ -28,6 +28,8 @@ def test_reads_are_tried_again_and_writes_and_streams_are_not() -> None:
         "BatchListUserPosts",
         "ListComments",
         "BatchGetPosts",
+        "CreateMedia",
+        "BatchGetPublicMedia",
         "BatchGetFollowerCounts",
         "BatchListFollowerIds",
         "BatchListNewest",

@@ -13,6 +13,7 @@ RIGHT = {
     "FEEDMESH_POSTGRES_DSN": "postgresql://u@h/d",
     "FEEDMESH_CURSOR_SECRET": "c" * 32,
     "FEEDMESH_MESH_SECRET": "m" * 32,
+    "FEEDMESH_MEDIA_SECRET": "s" * 32,
     "FEEDMESH_GRAPH_TARGET": "127.0.0.1:1,127.0.0.1:2",
 }
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from feedmesh.post.v1 import post_pb2 as pb
+from runtime.media import MediaUrls
 from runtime.relations import Relation
 from services.post.people import Person
 from services.post.sight import Sight
 
 VIEWER, AUTHOR = 1, 2
+URLS = MediaUrls("a secret of at least 32 characters")
 PUBLIC, FOLLOWERS = pb.VISIBILITY_PUBLIC, pb.VISIBILITY_FOLLOWERS
 OPEN, CLOSED = Person("ann", private=False), Person("ann", private=True)
 
@@ -38,16 +40,16 @@ def relation(*, follows: bool = False, blocked: bool = False) -> Relation:
 def test_what_is_not_known_is_not_shown(
     follows: bool, kept: bool, people: dict[int, Person | None], sees: tuple[bool, bool]
 ) -> None:
-    sight = Sight(VIEWER, relation(follows=follows), people, kept)
+    sight = Sight(VIEWER, relation(follows=follows), people, kept, URLS)
     assert (sight.sees(AUTHOR, PUBLIC), sight.sees(AUTHOR, FOLLOWERS)) == sees
 
 
 def test_ones_own_is_seen_whatever_is_known_unless_one_is_erased() -> None:
-    assert Sight(AUTHOR, relation(), {}, kept=True).sees(AUTHOR, FOLLOWERS)
-    assert not Sight(AUTHOR, None, {AUTHOR: None}, kept=False).sees(AUTHOR, PUBLIC)
+    assert Sight(AUTHOR, relation(), {}, kept=True, urls=URLS).sees(AUTHOR, FOLLOWERS)
+    assert not Sight(AUTHOR, None, {AUTHOR: None}, kept=False, urls=URLS).sees(AUTHOR, PUBLIC)
 
 
 def test_a_block_hides_even_from_those_who_are_said_to_follow() -> None:
-    sight = Sight(VIEWER, relation(follows=True, blocked=True), {AUTHOR: OPEN}, kept=False)
+    sight = Sight(VIEWER, relation(follows=True, blocked=True), {AUTHOR: OPEN}, kept=False, urls=URLS)
     assert not sight.sees(AUTHOR, PUBLIC)
     assert not sight.shows(AUTHOR)

@@ -69,9 +69,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 17
     """ERROR_REASON_METHOD_NOT_ALLOWED: the path exists with other methods; `Allow` names them. Sent by the gateway only."""
     ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: _ErrorReason.ValueType  # 18
-    """ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`. Sent by the gateway only."""
+    """ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`; or that of POST /media is no image and no
+    video of a kind that is taken. Sent by the gateway only.
+    """
     ERROR_REASON_BODY_TOO_LARGE: _ErrorReason.ValueType  # 19
-    """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
+    """ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB; or that of POST /media is over the bound of images or of videos
+    (FEEDMESH_MAX_IMAGE_BYTES, FEEDMESH_MAX_VIDEO_BYTES). Sent by the gateway only.
+    """
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 20
     """ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
     ERROR_REASON_SELF_TARGET: _ErrorReason.ValueType  # 21
@@ -127,6 +131,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
     ERROR_REASON_IDENTITY_TAKEN: _ErrorReason.ValueType  # 39
     """ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
+    ERROR_REASON_MEDIA_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """ERROR_REASON_MEDIA_NOT_FOUND: no such image or video, or none that everybody may see. Sent by the gateway only."""
+    ERROR_REASON_INVALID_MEDIA: _ErrorReason.ValueType  # 41
+    """ERROR_REASON_INVALID_MEDIA: the file is damaged, cut off, or is something else besides. Sent by the gateway only.
+    Example: a JPEG with a ZIP archive behind it.
+    """
+    ERROR_REASON_MEDIA_TOO_LARGE: _ErrorReason.ValueType  # 42
+    """ERROR_REASON_MEDIA_TOO_LARGE: the image or video has more pixels, streams or seconds than are taken, whatever its
+    size in bytes. Sent by the gateway only.
+    """
+    ERROR_REASON_MEDIA_LIMIT: _ErrorReason.ValueType  # 43
+    """ERROR_REASON_MEDIA_LIMIT: the person keeps as much media as one may (FEEDMESH_MAX_MEDIA_BYTES), or 100 that no post
+    shows.
+    """
+    ERROR_REASON_INVALID_SIGNATURE: _ErrorReason.ValueType  # 44
+    """ERROR_REASON_INVALID_SIGNATURE: the signature of the media's URL is wrong or has expired: read the post again. Sent by
+    the gateway only.
+    """
+    ERROR_REASON_RANGE_NOT_SATISFIABLE: _ErrorReason.ValueType  # 45
+    """ERROR_REASON_RANGE_NOT_SATISFIABLE: the range begins after the end; Content-Range says where that is. Sent by the
+    gateway only.
+    """
+    ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 46
+    """ERROR_REASON_TOO_MANY_UPLOADS: the person sends as many files at once as one may. Sent by the gateway only."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -174,9 +202,13 @@ ERROR_REASON_ROUTE_NOT_FOUND: ErrorReason.ValueType  # 16
 ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 17
 """ERROR_REASON_METHOD_NOT_ALLOWED: the path exists with other methods; `Allow` names them. Sent by the gateway only."""
 ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: ErrorReason.ValueType  # 18
-"""ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`. Sent by the gateway only."""
+"""ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: the body is not `application/json`; or that of POST /media is no image and no
+video of a kind that is taken. Sent by the gateway only.
+"""
 ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 19
-"""ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB. Sent by the gateway only."""
+"""ERROR_REASON_BODY_TOO_LARGE: the body is over 1 MiB; or that of POST /media is over the bound of images or of videos
+(FEEDMESH_MAX_IMAGE_BYTES, FEEDMESH_MAX_VIDEO_BYTES). Sent by the gateway only.
+"""
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 20
 """ERROR_REASON_REQUEST_TIMEOUT: the body did not arrive in time. Sent by the gateway only."""
 ERROR_REASON_SELF_TARGET: ErrorReason.ValueType  # 21
@@ -232,4 +264,28 @@ ERROR_REASON_SESSION_ENDED: ErrorReason.ValueType  # 38
 """ERROR_REASON_SESSION_ENDED: the refresh token is of no session, of one that has ended, or was used before."""
 ERROR_REASON_IDENTITY_TAKEN: ErrorReason.ValueType  # 39
 """ERROR_REASON_IDENTITY_TAKEN: who signed in has an account already."""
+ERROR_REASON_MEDIA_NOT_FOUND: ErrorReason.ValueType  # 40
+"""ERROR_REASON_MEDIA_NOT_FOUND: no such image or video, or none that everybody may see. Sent by the gateway only."""
+ERROR_REASON_INVALID_MEDIA: ErrorReason.ValueType  # 41
+"""ERROR_REASON_INVALID_MEDIA: the file is damaged, cut off, or is something else besides. Sent by the gateway only.
+Example: a JPEG with a ZIP archive behind it.
+"""
+ERROR_REASON_MEDIA_TOO_LARGE: ErrorReason.ValueType  # 42
+"""ERROR_REASON_MEDIA_TOO_LARGE: the image or video has more pixels, streams or seconds than are taken, whatever its
+size in bytes. Sent by the gateway only.
+"""
+ERROR_REASON_MEDIA_LIMIT: ErrorReason.ValueType  # 43
+"""ERROR_REASON_MEDIA_LIMIT: the person keeps as much media as one may (FEEDMESH_MAX_MEDIA_BYTES), or 100 that no post
+shows.
+"""
+ERROR_REASON_INVALID_SIGNATURE: ErrorReason.ValueType  # 44
+"""ERROR_REASON_INVALID_SIGNATURE: the signature of the media's URL is wrong or has expired: read the post again. Sent by
+the gateway only.
+"""
+ERROR_REASON_RANGE_NOT_SATISFIABLE: ErrorReason.ValueType  # 45
+"""ERROR_REASON_RANGE_NOT_SATISFIABLE: the range begins after the end; Content-Range says where that is. Sent by the
+gateway only.
+"""
+ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 46
+"""ERROR_REASON_TOO_MANY_UPLOADS: the person sends as many files at once as one may. Sent by the gateway only."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -115,7 +115,10 @@ class Post(_message.Message):
     content: _builtins.str
     """content is the text, at most 5,000 characters; "" for media alone and for a plain share."""
     media_url: _builtins.str
-    """media_url is where its image or video is; "" without."""
+    """media_url is where its image or video is; "" without. Of what was uploaded by POST /media it is the largest size, from
+    the gateway's own origin unless there is another for media; where not everybody may see the post, it is signed and good
+    for 12 to 24 hours.
+    """
     visibility: Global___Visibility.ValueType
     """visibility is who may see it."""
     likes: _builtins.int
@@ -255,7 +258,9 @@ class CreatePostRequest(_message.Message):
     content: _builtins.str
     """content is the text, at most 5,000 characters."""
     media_url: _builtins.str
-    """media_url is an http or https address of at most 2,048 characters; "" without media."""
+    """media_url is one that POST /media gave the author, or an http or https address, of at most 2,048 characters; ""
+    without media.
+    """
     request_id: _builtins.str
     """request_id makes a retry take effect once; "" means that a retry is a new request. At most 255 characters."""
     visibility: Global___Visibility.ValueType
@@ -2204,6 +2209,7 @@ class ExportUserResponse(_message.Message):
     COMMENT_FIELD_NUMBER: _builtins.int
     LIKE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> _graph_pb2.User:
         """account is the person, email included."""
@@ -2228,6 +2234,10 @@ class ExportUserResponse(_message.Message):
     def end(self) -> Global___ExportEnd:
         """end is the last record."""
 
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """media is an image or video."""
+
     def __init__(
         self,
         *,
@@ -2237,12 +2247,13 @@ class ExportUserResponse(_message.Message):
         comment: Global___ExportedComment | None = ...,
         like: Global___ExportedLike | None = ...,
         end: Global___ExportEnd | None = ...,
+        media: Global___Media | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "comment", b"comment", "end", b"end", "like", b"like", "post", b"post", "record", b"record", "tie", b"tie"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "comment", b"comment", "end", b"end", "like", b"like", "media", b"media", "post", b"post", "record", b"record", "tie", b"tie"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "comment", b"comment", "end", b"end", "like", b"like", "post", b"post", "record", b"record", "tie", b"tie"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "comment", b"comment", "end", b"end", "like", b"like", "media", b"media", "post", b"post", "record", b"record", "tie", b"tie"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["account", "tie", "post", "comment", "like", "end"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["account", "tie", "post", "comment", "like", "end", "media"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -2265,7 +2276,7 @@ class ExportedPost(_message.Message):
     content: _builtins.str
     """content is its text."""
     media_url: _builtins.str
-    """media_url is where its image or video is."""
+    """media_url is where its image or video is; of what was uploaded here the path, of which its media record has a URL."""
     visibility: Global___Visibility.ValueType
     """visibility is who may see it."""
     shared_post_id: _builtins.int
@@ -2447,3 +2458,244 @@ class CountTracesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountTracesResponse: _TypeAlias = CountTracesResponse  # noqa: Y015
+
+@_typing.final
+class UploadMediaRequest(_message.Message):
+    """UploadMediaRequest is what POST /media stores an image (JPEG, PNG, WebP or GIF) or a video (MP4, QuickTime, WebM or
+    Matroska) for. The body is the file itself; what it is is told by its content, whatever Content-Type says. Images are
+    stored in three sizes, as WebP, without metadata, of an animation the first picture; videos in a new container, as MP4 or
+    WebM, without metadata. A post shows it by its media_url; what no post shows within a day is cleared away. The same file
+    again is the same media. Reasons: USER_NOT_FOUND, MEDIA_LIMIT, INVALID_MEDIA, MEDIA_TOO_LARGE, TOO_MANY_UPLOADS.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """user_id is who uploads it."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadMediaRequest: _TypeAlias = UploadMediaRequest  # noqa: Y015
+
+@_typing.final
+class DownloadMediaRequest(_message.Message):
+    """DownloadMediaRequest asks for an image or video by `GET /media/{media_id}/{size}`. What everybody may see needs no
+    signature. Ranges and conditional requests are answered as RFC 9110 has them, one range at a time. What a URL gives never
+    changes. Reasons: MEDIA_NOT_FOUND, INVALID_SIGNATURE, RANGE_NOT_SATISFIABLE.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.str
+    """media_id is the media's id: 64 hexadecimal digits, by its content."""
+    size: _builtins.str
+    """size is which: small, medium or large of an image (at most 320, 1080 and 2048 pixels wide and high), mp4 or webm of a
+    video.
+    """
+    expires: _builtins.int
+    """expires is until when the signature is good, in seconds since 1970; absent without one."""
+    signature: _builtins.str
+    """signature is the signature that a media_url came with, the same for all sizes."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.str = ...,
+        size: _builtins.str = ...,
+        expires: _builtins.int | None = ...,
+        signature: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires", b"_expires", "_signature", b"_signature", "expires", b"expires", "signature", b"signature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires", b"_expires", "_signature", b"_signature", "expires", b"expires", "media_id", b"media_id", "signature", b"signature", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires: _TypeAlias = _typing.Literal["expires"]  # noqa: Y015
+    _WhichOneofArgType__expires: _TypeAlias = _typing.Literal["_expires", b"_expires"]  # noqa: Y015
+    _WhichOneofReturnType__signature: _TypeAlias = _typing.Literal["signature"]  # noqa: Y015
+    _WhichOneofArgType__signature: _TypeAlias = _typing.Literal["_signature", b"_signature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires) -> _WhichOneofReturnType__expires | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__signature) -> _WhichOneofReturnType__signature | None: ...
+
+Global___DownloadMediaRequest: _TypeAlias = DownloadMediaRequest  # noqa: Y015
+
+@_typing.final
+class Media(_message.Message):
+    """Media is an image or video as whoever uploaded it sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_URL_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.str
+    """media_id is its id: 64 hexadecimal digits, by its content."""
+    media_url: _builtins.str
+    """media_url is where it is, signed for 12 to 24 hours: what a post shows it by. Of an image it is the large size; the
+    others have `small` or `medium` in the place of `large`.
+    """
+    width: _builtins.int
+    """width is that of the largest size, in pixels."""
+    height: _builtins.int
+    """height is that of the largest size, in pixels."""
+    duration_ms: _builtins.int
+    """duration_ms is how long a video is, in milliseconds; 0 of an image."""
+    bytes: _builtins.int
+    """bytes is how much is stored, all sizes together."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """created_at is when it was uploaded."""
+
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.str = ...,
+        media_url: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        duration_ms: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_at", b"created_at", "duration_ms", b"duration_ms", "height", b"height", "media_id", b"media_id", "media_url", b"media_url", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Media: _TypeAlias = Media  # noqa: Y015
+
+@_typing.final
+class CreateMediaRequest(_message.Message):
+    """CreateMediaRequest says what someone uploads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.str
+    """media_id is the SHA-256 over the names and SHA-256 of its sizes, as 64 hexadecimal digits."""
+    user_id: _builtins.int
+    """user_id is who uploads it."""
+    size: _builtins.str
+    """size is the largest: large, mp4 or webm."""
+    width: _builtins.int
+    """width is that of the largest size, in pixels."""
+    height: _builtins.int
+    """height is that of the largest size, in pixels."""
+    duration_ms: _builtins.int
+    """duration_ms is how long a video is, in milliseconds; 0 of an image."""
+    bytes: _builtins.int
+    """bytes is how much is stored, all sizes together."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.str = ...,
+        user_id: _builtins.int = ...,
+        size: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        duration_ms: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "duration_ms", b"duration_ms", "height", b"height", "media_id", b"media_id", "size", b"size", "user_id", b"user_id", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMediaRequest: _TypeAlias = CreateMediaRequest  # noqa: Y015
+
+@_typing.final
+class CreateMediaResponse(_message.Message):
+    """CreateMediaResponse answers CreateMedia."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """media is what was noted."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMediaResponse: _TypeAlias = CreateMediaResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetPublicMediaRequest(_message.Message):
+    """BatchGetPublicMediaRequest names media."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """media_ids are which, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        media_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_ids", b"media_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetPublicMediaRequest: _TypeAlias = BatchGetPublicMediaRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetPublicMediaResponse(_message.Message):
+    """BatchGetPublicMediaResponse answers BatchGetPublicMedia."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """media_ids are those of them that everybody may see."""
+
+    def __init__(
+        self,
+        *,
+        media_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_ids", b"media_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetPublicMediaResponse: _TypeAlias = BatchGetPublicMediaResponse  # noqa: Y015

@@ -155,6 +155,16 @@ class PostServiceStub:
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.SerializeToString,
                 response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.FromString,
                 _registered_method=True)
+        self.CreateMedia = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/CreateMedia',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaResponse.FromString,
+                _registered_method=True)
+        self.BatchGetPublicMedia = channel.unary_unary(
+                '/feedmesh.post.v1.PostService/BatchGetPublicMedia',
+                request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaRequest.SerializeToString,
+                response_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaResponse.FromString,
+                _registered_method=True)
         self.ExportUser = channel.unary_stream(
                 '/feedmesh.post.v1.PostService/ExportUser',
                 request_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.ExportUserRequest.SerializeToString,
@@ -351,8 +361,23 @@ class PostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateMedia(self, request, context):
+        """CreateMedia notes that someone uploads an image or video, before it is stored: what is noted is kept, and cleared away
+        unless a post shows it within a day. The same again changes nothing. Reasons: USER_NOT_FOUND, MEDIA_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetPublicMedia(self, request, context):
+        """BatchGetPublicMedia says which media everybody may see: those that a public post of a public account shows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportUser(self, request, context):
-        """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments and likes,
+        """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments, likes and media,
         each newest first, at last an end. Without the end it is not whole. At the gateway each record is a line of JSON.
         Reason: USER_NOT_FOUND.
         """
@@ -489,6 +514,16 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.GetPostRows,
                     request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.FromString,
                     response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.SerializeToString,
+            ),
+            'CreateMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateMedia,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaResponse.SerializeToString,
+            ),
+            'BatchGetPublicMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetPublicMedia,
+                    request_deserializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaRequest.FromString,
+                    response_serializer=feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaResponse.SerializeToString,
             ),
             'ExportUser': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportUser,
@@ -1150,6 +1185,60 @@ class PostService:
             '/feedmesh.post.v1.PostService/GetPostRows',
             feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsRequest.SerializeToString,
             feedmesh_dot_post_dot_v1_dot_post__pb2.GetPostRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/CreateMedia',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.CreateMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetPublicMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feedmesh.post.v1.PostService/BatchGetPublicMedia',
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaRequest.SerializeToString,
+            feedmesh_dot_post_dot_v1_dot_post__pb2.BatchGetPublicMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -109,8 +109,14 @@ class PostServiceStub:
     """
     GetPostRows: _grpc.UnaryUnaryMultiCallable[_post_pb2.GetPostRowsRequest, _post_pb2.GetPostRowsResponse]
     """GetPostRows reads posts straight from the table, deleted ones too."""
+    CreateMedia: _grpc.UnaryUnaryMultiCallable[_post_pb2.CreateMediaRequest, _post_pb2.CreateMediaResponse]
+    """CreateMedia notes that someone uploads an image or video, before it is stored: what is noted is kept, and cleared away
+    unless a post shows it within a day. The same again changes nothing. Reasons: USER_NOT_FOUND, MEDIA_LIMIT.
+    """
+    BatchGetPublicMedia: _grpc.UnaryUnaryMultiCallable[_post_pb2.BatchGetPublicMediaRequest, _post_pb2.BatchGetPublicMediaResponse]
+    """BatchGetPublicMedia says which media everybody may see: those that a public post of a public account shows."""
     ExportUser: _grpc.UnaryStreamMultiCallable[_post_pb2.ExportUserRequest, _post_pb2.ExportUserResponse]
-    """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments and likes,
+    """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments, likes and media,
     each newest first, at last an end. Without the end it is not whole. At the gateway each record is a line of JSON.
     Reason: USER_NOT_FOUND.
     """
@@ -193,8 +199,14 @@ class PostServiceAsyncStub(PostServiceStub):
     """
     GetPostRows: _aio.UnaryUnaryMultiCallable[_post_pb2.GetPostRowsRequest, _post_pb2.GetPostRowsResponse]  # type: ignore[assignment]
     """GetPostRows reads posts straight from the table, deleted ones too."""
+    CreateMedia: _aio.UnaryUnaryMultiCallable[_post_pb2.CreateMediaRequest, _post_pb2.CreateMediaResponse]  # type: ignore[assignment]
+    """CreateMedia notes that someone uploads an image or video, before it is stored: what is noted is kept, and cleared away
+    unless a post shows it within a day. The same again changes nothing. Reasons: USER_NOT_FOUND, MEDIA_LIMIT.
+    """
+    BatchGetPublicMedia: _aio.UnaryUnaryMultiCallable[_post_pb2.BatchGetPublicMediaRequest, _post_pb2.BatchGetPublicMediaResponse]  # type: ignore[assignment]
+    """BatchGetPublicMedia says which media everybody may see: those that a public post of a public account shows."""
     ExportUser: _aio.UnaryStreamMultiCallable[_post_pb2.ExportUserRequest, _post_pb2.ExportUserResponse]  # type: ignore[assignment]
-    """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments and likes,
+    """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments, likes and media,
     each newest first, at last an end. Without the end it is not whole. At the gateway each record is a line of JSON.
     Reason: USER_NOT_FOUND.
     """
@@ -420,12 +432,30 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetPostRows reads posts straight from the table, deleted ones too."""
 
     @_abc_1.abstractmethod
+    def CreateMedia(
+        self,
+        request: _post_pb2.CreateMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.CreateMediaResponse, _abc.Awaitable[_post_pb2.CreateMediaResponse]]:
+        """CreateMedia notes that someone uploads an image or video, before it is stored: what is noted is kept, and cleared away
+        unless a post shows it within a day. The same again changes nothing. Reasons: USER_NOT_FOUND, MEDIA_LIMIT.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetPublicMedia(
+        self,
+        request: _post_pb2.BatchGetPublicMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_post_pb2.BatchGetPublicMediaResponse, _abc.Awaitable[_post_pb2.BatchGetPublicMediaResponse]]:
+        """BatchGetPublicMedia says which media everybody may see: those that a public post of a public account shows."""
+
+    @_abc_1.abstractmethod
     def ExportUser(
         self,
         request: _post_pb2.ExportUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_post_pb2.ExportUserResponse], _abc.AsyncIterator[_post_pb2.ExportUserResponse]]:
-        """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments and likes,
+        """ExportUser streams all that the mesh holds of a person: the account and its ties, then posts, comments, likes and media,
         each newest first, at last an end. Without the end it is not whole. At the gateway each record is a line of JSON.
         Reason: USER_NOT_FOUND.
         """
