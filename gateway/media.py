@@ -63,7 +63,7 @@ MAX_DOWNLOADS = 256
 PIECE_S = 10.0
 """How long the store may take for the next piece."""
 FRESH_S, KNOWN = 2, 10_000
-"""For how many seconds it is believed that everybody may see a media or not, and of how many."""
+"""For how many seconds it is believed that everybody may see a media, and of how many."""
 CACHED_S = 300
 """For how long clients and CDNs keep what they got: so long after a post is deleted, or an account turned private, a
 CDN may still show its media."""
@@ -115,11 +115,15 @@ class Uploads:
             # Files without a name: whatever becomes of this process, nothing is left of them.
             file, *made = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1 + len(worker.IMAGE_SIZES))]
             await self._receive(request.body, file)
-            async with self._workers:
-                result = await work(file, made)
+            # Nothing has been written by then: whoever leaves makes room.
+            result = await unless_gone(self._work(file, made), request.client)
             response = await self._store(user_id, result, dict(zip(result["sizes"], made, strict=False)))
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
         return Answer(201, self._encoder(response), headers)
+
+    async def _work(self, file: IO[bytes], made: Sequence[IO[bytes]]) -> Any:
+        async with self._workers:
+            return await work(file, made)
 
     def _acting(self, request: Request) -> int:
         """Who uploads."""
@@ -250,7 +254,7 @@ class Downloads:
         self._blobs = blobs
         self._urls = urls
         self._transcoder = Transcoder(pb.DownloadMediaRequest.DESCRIPTOR, ("media_id", "size"), has_body=False)
-        self._public: TTLCache[str, bool] = TTLCache(KNOWN, FRESH_S)
+        self._public: TTLCache[str, None] = TTLCache(KNOWN, FRESH_S)
         self._ask = Coalescer("public_media", self._ask_together, max_weight=RPC_ITEMS)
         self._under_way = 0
 
@@ -295,11 +299,10 @@ class Downloads:
             if not left_s:
                 raise Error("INVALID_SIGNATURE", "the signature is wrong or has expired: read the post again")
             return b"private, max-age=%d, immutable" % min(left_s, CACHED_S)
-        public = self._public.get(asked.media_id)
-        if public is None:
-            public = self._public[asked.media_id] = await self._ask(asked.media_id)
-        if not public:
-            raise not_found()
+        if asked.media_id not in self._public:
+            if not await self._ask(asked.media_id):
+                raise not_found()
+            self._public[asked.media_id] = None
         return b"public, max-age=%d, immutable" % CACHED_S
 
     async def _ask_together(self, media_ids: Sequence[str]) -> list[bool]:

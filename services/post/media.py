@@ -8,8 +8,8 @@ row lacks its objects, and no objects stay that nothing names.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 from feedmesh.post.v1 import post_pb2 as pb
 from runtime import errors, ids, media, postgres
@@ -18,8 +18,6 @@ from runtime.media import MediaUrls
 from runtime.postgres import Connection, Pool
 from services.post import store
 from services.post.sight import Sights, is_public
-
-log = logging.getLogger(__name__)
 
 MAX_UNATTACHED, MAX_MEDIA = 100, 10_000
 """What one person may have uploaded that no post of theirs shows, and in all."""
@@ -121,15 +119,13 @@ async def forget_unshown(pool: Pool) -> bool:
 
 
 async def clear_left(pool: Pool, blobs: Blobs) -> bool:
-    """Clears away the objects of media that no row names any more; True when there may be more at once."""
+    """Clears away the objects of media that no row names any more; True when there may be more at once.
+
+    Raises Unavailable where the store fails; it is asked again.
+    """
     left = await store.left_media(pool, LEFT)
-    done = 0
-    for media_id in left:
-        try:
-            done += await postgres.transact(pool, lambda c, media_id=media_id: clear_one(c, blobs, media_id))  # type: ignore[misc]
-        except Exception:  # the store's; the others are tried all the same
-            log.exception("the objects of media %s stay for now", media_id)
-    return done == LEFT
+    done = [await postgres.transact(pool, partial(clear_one, blobs=blobs, media_id=media_id)) for media_id in left]
+    return sum(done) == LEFT
 
 
 async def clear_one(connection: Connection, blobs: Blobs, media_id: str) -> bool:

@@ -1737,3 +1737,89 @@ async def test_what_is_alike_to_all_is_what_everybody_sees_as_it_is(post_service
     async with asyncio.timeout(10):
         while await alike():
             await asyncio.sleep(0.05)
+
+
+# Media.
+
+
+async def upload(service: PostService, user_id: int, media_id: str, size: str = "large") -> pb.Media:
+    request = pb.CreateMediaRequest(
+        media_id=media_id, user_id=user_id, size=size, width=640, height=480, duration_ms=7, bytes=1000
+    )
+    return (await service.stub.CreateMedia(request)).media
+
+
+async def public_media(service: PostService, *media_ids: str) -> set[str]:
+    request = pb.BatchGetPublicMediaRequest(media_ids=media_ids)
+    return set((await service.stub.BatchGetPublicMedia(request)).media_ids)
+
+
+async def test_media_are_shown_by_posts_of_who_uploaded_them(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    one, other = "1" * 64, "2" * 64
+    made = await upload(service, ann, one, "mp4")
+    assert await upload(service, ann, one, "mp4") == made
+    assert (made.media_id, made.width, made.height, made.duration_ms, made.bytes) == (one, 640, 480, 7, 1000)
+    plain = f"/media/{one}/mp4"
+    assert made.media_url.startswith(f"{plain}?expires=")
+    for user_id, url in ((bob, made.media_url), (ann, f"/media/{other}/large")):
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await service.stub.CreatePost(pb.CreatePostRequest(user_id=user_id, media_url=url))
+        assert [each.field for each in caught.value.fields] == ["media_url"]
+    for url in (plain, made.media_url, f"/media/{one}/small"):
+        request = pb.CreatePostRequest(user_id=ann, media_url=url)
+        assert (await service.stub.CreatePost(request)).post.media_url == plain
+    for user_id, media_id, size in (
+        (ann, "1" * 63, "large"),
+        (ann, "A" * 64, "large"),
+        (ann, one, "small"),
+        (0, one, "mp4"),
+    ):
+        with pytest.raises(errors.InvalidArgument):
+            await upload(service, user_id, media_id, size)
+    with pytest.raises(errors.NotFound, match=str(NOBODY)):
+        await upload(service, NOBODY, one)
+
+
+async def test_media_are_public_while_a_public_post_of_a_public_account_shows_them(service: PostService) -> None:
+    ann, bob = await join_all(service, 2)
+    await follow(service, bob, ann)
+    one, other = "1" * 64, "2" * 64
+    await upload(service, ann, one)
+    await upload(service, bob, other)
+    assert await public_media(service, one, other, "3" * 64) == set()
+    hidden = pb.CreatePostRequest(user_id=ann, media_url=f"/media/{one}/large", visibility=pb.VISIBILITY_FOLLOWERS)
+    post = (await service.stub.CreatePost(hidden)).post
+    assert "signature=" in post.media_url
+    assert (await get(service, post.post_id, bob)).media_url == post.media_url
+    [[shown]] = await hydrate(service, (bob, [post.post_id]))
+    assert shown.media_url == post.media_url
+    assert await public_media(service, one, other) == set()
+    for _ in range(2):
+        public = pb.CreatePostRequest(user_id=ann, media_url=f"/media/{one}/large")
+        post = (await service.stub.CreatePost(public)).post
+        assert post.media_url == f"/media/{one}/large"
+        assert await public_media(service, one, other, one) == {one}
+        await delete(service, ann, post.post_id)
+        assert await public_media(service, one) == set()
+    post = (await service.stub.CreatePost(public)).post
+    await set_private(service, ann, True)
+
+    async def is_signed() -> bool:
+        return "signature=" in (await get(service, post.post_id, bob)).media_url
+
+    await until(is_signed)
+    assert await public_media(service, one) == set()
+
+
+async def test_what_waits_for_a_post_is_bounded(service: PostService) -> None:
+    [ann] = await join_all(service, 1)
+    names = [f"{number:064x}" for number in range(101)]
+    for name in names[:100]:
+        await upload(service, ann, name)
+    with pytest.raises(errors.Refused) as caught:
+        await upload(service, ann, names[100])
+    assert caught.value.reason == "MEDIA_LIMIT"
+    await upload(service, ann, names[0])
+    await service.stub.CreatePost(pb.CreatePostRequest(user_id=ann, media_url=f"/media/{names[0]}/large"))
+    await upload(service, ann, names[100])
