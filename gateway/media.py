@@ -229,7 +229,8 @@ async def work(file: IO[bytes], made: Sequence[IO[bytes]]) -> Any:
                 await process.wait()
         answer, trace = (os.pread(each.fileno(), SAID_BYTES, 0) for each in (said, cause))
     if code or trace:
-        log.warning("a file was not read", extra={"exit_code": code, "cause": trace.decode(errors="replace")})
+        level = logging.WARNING if code else logging.DEBUG
+        log.log(level, "a file was not read", extra={"exit_code": code, "cause": trace.decode(errors="replace")})
     if code < 0:  # of a signal: it is over its bounds, or a decoder broke
         raise Error("INVALID_MEDIA", "the file cannot be read within bounds of memory and time")
     if code:

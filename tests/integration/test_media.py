@@ -492,8 +492,8 @@ async def test_an_upload_of_the_same_again_does_not_lose_its_objects(mesh: Mesh)
     await deleting.wait()
     again = asyncio.create_task(mesh.upload(bob, files.jpeg()))
     while not await mesh.run("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+        assert not again.done()
         await asyncio.sleep(0.01)
-    assert not again.done()
     may_go_on.set()
     await clearing
     assert (await again)["media_id"] == media_id
