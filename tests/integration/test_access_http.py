@@ -285,6 +285,8 @@ async def test_a_new_key_of_the_issuer_counts(
 TARGETS = {f"{name}_target": "127.0.0.1:1" for name in ("graph", "post", "ranking", "timeline", "session")} | {
     "redis_url": "redis://127.0.0.1:1/0",
     "mesh_secret": MESH_SECRET,
+    "media_url": "file:///nowhere",
+    "media_secret": "s" * 32,
 }
 OIDC = {"auth": "oidc", "oidc_issuer": "https://issuer.example/", "oidc_audience": "feedmesh"}
 
