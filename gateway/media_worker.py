@@ -328,12 +328,12 @@ def make_video(source: int, kind: str, made: list[int]) -> dict[str, Any]:
         if pictures is None:
             raise Refused("UNSUPPORTED_MEDIA_TYPE", "the file holds no video")
         sound = next(iter(given.streams.audio), None)
-        codecs = (pictures.codec_context.name, sound.codec_context.name if sound else "")
+        codecs = [stream.codec_context.codec.canonical_name if stream else "" for stream in (pictures, sound)]
         size = container_of(*codecs)
         if given.duration and given.duration > MAX_VIDEO_S * av.time_base:
             raise too_large(f"the video is longer than {MAX_VIDEO_S} seconds")
         check_pixels(pictures.width, pictures.height)
-        pictures.thread_type = "NONE"
+        pictures.thread_type, pictures.thread_count = "NONE", 1
         kept = [pictures, sound] if sound else [pictures]
         frame: Any = None
         end_s = 0.0
@@ -343,7 +343,7 @@ def make_video(source: int, kind: str, made: list[int]) -> dict[str, Any]:
         with av.open(target, "w", format=CONTAINERS[size].format, container_options=options) as new:
             into: dict[int, Any] = {}
             for stream in kept:
-                into[stream.index] = copy = new.add_stream_from_template(stream)
+                into[stream.index] = copy = new.add_stream_from_template(stream, opaque=True)
                 copy.metadata.clear()
                 if codecs[0] == "hevc" and stream is pictures:
                     copy.codec_context.codec_tag = "hvc1"  # Apple's players know no other
@@ -415,6 +415,7 @@ def limit(max_bytes: int) -> None:
         (resource.RLIMIT_CPU, CPU_S),
         (resource.RLIMIT_FSIZE, max_bytes),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),  # no other processes, nor threads; root is not bound by it
         (resource.RLIMIT_NOFILE, 32),
     ):
         resource.setrlimit(kind, (most, most))

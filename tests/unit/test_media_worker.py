@@ -224,13 +224,13 @@ async def test_a_png_with_a_text_that_unpacks_to_much_is_bounded() -> None:
 async def test_a_process_that_is_over_its_bounds_takes_nothing_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    for program, reason in (
-        ("import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass", "INVALID_MEDIA"),
-        ("import os; os.kill(os.getpid(), 11)", "INVALID_MEDIA"),
-        ("import time; time.sleep(600)", "UNAVAILABLE"),
+    for program, reason, within_s in (
+        ("import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass", "INVALID_MEDIA", 60.0),
+        ("import os; os.kill(os.getpid(), 11)", "INVALID_MEDIA", 60.0),
+        ("import time; time.sleep(600)", "UNAVAILABLE", 0.5),
     ):
         (tmp_path / "worker.py").write_text(program)
-        monkeypatch.setattr(media, "WORK_S", 3.0)
+        monkeypatch.setattr(media, "WORK_S", within_s)
         monkeypatch.setattr(media_worker, "__file__", str(tmp_path / "worker.py"))
         assert await refusal(files.jpeg()) == reason
 
@@ -253,7 +253,7 @@ async def test_a_process_has_neither_memory_nor_secrets_of_the_gateway(
 
 def streams(content: bytes) -> list[str]:
     with av.open(io.BytesIO(content)) as container:
-        return [stream.codec_context.name for stream in container.streams]
+        return [stream.codec_context.codec.canonical_name for stream in container.streams]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,9 @@ def streams(content: bytes) -> list[str]:
         ("libx265", "mp4", "", "mp4", ["hevc"]),
         ("libvpx", "webm", "libopus", "webm", ["vp8", "opus"]),
         ("libvpx-vp9", "webm", "", "webm", ["vp9"]),
+        ("libx264", "mp4", "libmp3lame", "mp4", ["h264", "mp3"]),
+        ("libsvtav1", "mp4", "aac", "mp4", ["av1", "aac"]),
+        ("libsvtav1", "webm", "libopus", "webm", ["av1", "opus"]),
     ],
 )
 async def test_a_video_is_stored_without_metadata_and_begins_at_once(
@@ -276,7 +279,7 @@ async def test_a_video_is_stored_without_metadata_and_begins_at_once(
     assert (result["sizes"], result["width"], result["height"]) == ([size], 64, 48)
     assert 1900 <= result["duration_ms"] <= 2200
     assert files.SECRET not in made
-    assert [{"libdav1d": "av1"}.get(name, name) for name in streams(made)] == found
+    assert streams(made) == found
     with av.open(io.BytesIO(made), "r") as container:
         assert len(list(container.decode(video=0))) == 20
     if size == "mp4":
