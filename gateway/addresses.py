@@ -14,8 +14,10 @@ Network = IPv4Network | IPv6Network
 
 UNKNOWN = "unknown"
 """The address of a peer that has none, as RFC 7239 calls it."""
-CACHED = 4_096
-"""Addresses that are remembered as they were read."""
+CACHED = 32_768
+"""Addresses, and what proxies said of them, that are remembered as they were read: some 10 MB of each."""
+KEPT_BYTES = 128
+"""Of what a proxy said; longer ones are read each time."""
 LONGEST = 64
 """Characters that an address with a port can have."""
 PORT = r"(?::[0-9]{1,5})?"
@@ -36,6 +38,7 @@ class Addresses:
             return str(address), any(address in network for network in trusted)
 
         self._known = known
+        self._remembered = lru_cache(CACHED)(self._said)
 
     def __call__(self, peer: str | None, headers: Headers) -> str:
         """The client's address in its shortest form, UNKNOWN where there is none. Raises nothing, whatever comes.
@@ -46,10 +49,15 @@ class Addresses:
         own, is_trusted = self._known(peer or "") or (UNKNOWN, False)
         if not is_trusted:
             return own
+        said = tuple(header for header in headers if header[0] in HEADERS)
+        is_short = sum(len(value) for _, value in said) <= KEPT_BYTES
+        return self._remembered(own, said) if is_short else self._said(own, said)
+
+    def _said(self, own: str, headers: Headers) -> str:
+        """The client of the proxy `own` by these headers."""
         said: dict[bytes, list[bytes]] = {}
         for name, value in headers:
-            if name in HEADERS:
-                said.setdefault(name, []).append(value)
+            said.setdefault(name, []).append(value)
         clients = {
             self._client(own, HEADERS[name](b",".join(values).decode("latin-1"))) for name, values in said.items()
         }

@@ -88,12 +88,10 @@ class Counted:
 
     def __init__(self, *limits: Limit) -> None:
         self.limits = limits
-        words = [len(limits)]
+        self.words = [len(limits)]
+        """What the function is told of it."""
         for limit in limits:
-            words += [limit.quota.seconds * 1_000_000 // limit.quota.requests, limit.quota.requests]
-        self.words = len(words)
-        self.arguments = b"".join(map(bulk, words))
-        """Of the function, in the protocol of Redis."""
+            self.words += [limit.quota.seconds * 1_000_000 // limit.quota.requests, limit.quota.requests]
 
 
 class Limits:
@@ -143,11 +141,13 @@ class Limits:
         """Of each request: which of its limits allows the least, how much (0: nothing), and the µs to one more."""
         if time.monotonic() < self._asked_again_s:
             raise Unavailable("Redis did not answer a moment ago")
+        kinds: dict[Counted, int] = {}
+        of_requests = bytes(kinds.setdefault(counted, len(kinds) + 1) for counted, _ in items)
         keys = sum(len(counted.limits) for counted, _ in items)
-        words = 3 + keys + sum(counted.words for counted, _ in items)
-        command = [b"*%d\r\n" % words, HEAD, bulk(keys)]
+        arguments = [of_requests, *(word for counted in kinds for word in counted.words)]
+        command = [b"*%d\r\n" % (3 + keys + len(arguments)), HEAD, bulk(keys)]
         command += [whose for _, whose in items]
-        command += [counted.arguments for counted, _ in items]
+        command += map(bulk, arguments)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 [said] = await LIBRARY.within(self._client, partial(redis.exchange, self._client, [b"".join(command)]))

@@ -65,7 +65,7 @@ async def held(store: Redis) -> Redis:
 async def decided(client: Redis, now: int, *requests: Request) -> list[tuple[int, int, int]]:
     """What the function says of each request: which limit, how many, µs to one more."""
     keys = [key for request in requests for key, _, _ in request]
-    arguments: list[int] = []
+    arguments: list[bytes | int] = [bytes(range(1, len(requests) + 1))]
     for request in requests:
         arguments += [len(request), *(word for _, *limit in request for word in limit)]
     said = await client.fcall("held_at", len(keys), *keys, now, *arguments)
