@@ -46,6 +46,8 @@ TIMES = 10
 """How many times more than they may somebody asks."""
 OTHERS_RATE = 200
 """Reads a second of the others, each by another one of them."""
+LOUD_AT_ONCE = 16
+"""Requests of theirs that may be under way."""
 START_S = 30.0
 POLICY = re.compile(r'"(.+)";q=(\d+);w=(\d+)')
 
@@ -67,7 +69,7 @@ async def edge(mesh: world.World, quota: str) -> AsyncIterator[Edge]:
     `quota` is what each person may read.
     """
     graph, gateway = _told(mesh, "graph"), _told(mesh, "gateway")
-    port, session_port = settings.free_ports(2, taken=0, ephemeral=settings.ephemeral_range())
+    port, session_port = settings.free_port(), settings.free_port()
     secret = secrets.token_hex(32)
     for name in ("FEEDMESH_CURSOR_SECRET", "FEEDMESH_MAX_FOLLOWING"):
         graph.pop(name, None)
@@ -168,7 +170,9 @@ async def _others(console: Console, mesh: world.World, notes: Notes, seconds: fl
                     noise = None
                     if kind == "beside":
                         noise = group.create_task(
-                            loads.open_loop(strict.base, [loud], rate=TIMES * limit, seconds=seconds + 1)
+                            loads.open_loop(
+                                strict.base, [loud], rate=TIMES * limit, seconds=seconds + 1, at_once=LOUD_AT_ONCE
+                            )
                         )
                         await asyncio.sleep(1)
                     quiet = await loads.open_loop(strict.base, others, rate=OTHERS_RATE, seconds=seconds)

@@ -25,7 +25,8 @@ from bench.client import DemoError
 FOLDER = Path(__file__).parent
 TIMEOUT = "10s"
 AT_ONCE = 256
-"""Requests of an open loop that may be under way: those due while so many are, are dropped, and count as endless."""
+"""Requests of an open loop that may be under way, where nothing else is said: those due while so many are, are dropped,
+and count as endless."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,13 @@ async def closed(base: str, requests: Sequence[str], *, connections: int, second
         return await _run((*command, "once") if once else command, {})
 
 
-async def open_loop(base: str, requests: Sequence[str], *, rate: float, seconds: float) -> Run:
+async def open_loop(base: str, requests: Sequence[str], *, rate: float, seconds: float, at_once: int = AT_ONCE) -> Run:
     """So many requests a second, each begun when it is due. A request's time includes its wait for a connection.
 
-    Raises DemoError.
+    At most `at_once` are under way; k6 is the heavier the more it may begin. Raises DemoError.
     """
     with _file(requests) as path:
-        environment = {"BASE": base, "REQUESTS": path, "RATE": str(max(1, round(rate))), "AT_ONCE": str(AT_ONCE)}
+        environment = {"BASE": base, "REQUESTS": path, "RATE": str(max(1, round(rate))), "AT_ONCE": str(at_once)}
         environment["SECONDS"] = str(max(1, round(seconds)))
         command = (find_k6(), "run", "--quiet", "--no-usage-report", "--log-output=none")
         run = await _run((*command, str(FOLDER / "k6.js")), environment)

@@ -47,6 +47,8 @@ async def measure(
     after = cpu.spent(processes)
     if run.refused or run.dropped:
         raise DemoError(f"{run.refused} reads were refused, {run.dropped} connections broke")
+    if not run.requests:
+        raise DemoError(f"no read was answered within {run.seconds:.1f} s")
     taken = {name: 1000 * (after[name] - before[name]) / run.requests for name in after}
     return Reads(run, dict(sorted(taken.items(), key=lambda each: -each[1])))
 

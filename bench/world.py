@@ -144,7 +144,7 @@ async def serving(
         console.print(f"using the mesh that is running on {world.base}")
         yield world
         return
-    [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
+    port = settings.free_port()
     async with started(console, [], port, folder) as mesh:
         world = _world(mesh, people)
         state = folder / STATE
@@ -213,7 +213,7 @@ def flooring(console: Console, folder: Path, people: Population) -> Iterator[Flo
     Raises DemoError.
     """
     begun = time.perf_counter()
-    [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
+    port = settings.free_port()
     try:
         with valkey.running(folder) as store:
             socket = store.url.removeprefix("unix://")

@@ -144,7 +144,7 @@ class Limits:
         kinds: dict[Counted, int] = {}
         of_requests = bytes(kinds.setdefault(counted, len(kinds) + 1) for counted, _ in items)
         keys = sum(len(counted.limits) for counted, _ in items)
-        arguments = [of_requests, *(word for counted in kinds for word in counted.words)]
+        arguments: list[bytes | int] = [of_requests, *(word for counted in kinds for word in counted.words)]
         command = [b"*%d\r\n" % (3 + keys + len(arguments)), HEAD, bulk(keys)]
         command += [whose for _, whose in items]
         command += map(bulk, arguments)

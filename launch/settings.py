@@ -11,7 +11,7 @@ import importlib
 import random
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -200,6 +200,7 @@ class Addresses:
 
     grpc: Mapping[str, tuple[tuple[str, int], ...]]  # by process, one for each replica
     metrics: Mapping[str, tuple[str, int]]  # by replica
+    held: Sequence[socket.socket] = ()  # keep others from taking these ports, also while a process starts again
 
 
 def told(
@@ -249,29 +250,45 @@ def allocate(mesh: Mesh, settings: Settings) -> Addresses:
     """Free local ports for every replica, all distinct and none a gateway's. Raises Refused if there are none."""
     taken = settings.http_ports(mesh)
     count = sum(settings.count(process) * (1 + process.grpc) for process in mesh.processes) + len(taken)
-    found = free_ports(count, taken=settings.http_port, ephemeral=ephemeral_range())
-    ports = ((HOST, port) for port in found if port not in taken)
+    held = reserve(count, taken=settings.http_port, ephemeral=ephemeral_range())
+    found = [each.getsockname() for each in held]
+    addresses = (address for address in found if address[1] not in taken)
     return Addresses(
-        grpc={each.name: tuple(next(ports) for _ in settings.names(each)) for each in mesh.processes if each.grpc},
-        metrics={name: next(ports) for each in mesh.processes for name in settings.names(each)},
+        grpc={each.name: tuple(next(addresses) for _ in settings.names(each)) for each in mesh.processes if each.grpc},
+        metrics={name: next(addresses) for each in mesh.processes for name in settings.names(each)},
+        held=held,
     )
 
 
-def free_ports(count: int, *, taken: int, ephemeral: tuple[int, int]) -> list[int]:
-    """`count` distinct ports that can be bound now, outside the kernel's `ephemeral` range where there is room.
+def reserve(count: int, *, taken: int, ephemeral: tuple[int, int]) -> list[socket.socket]:
+    """Sockets that hold `count` local ports, outside the kernel's `ephemeral` range where there is room.
 
-    A port inside that range may become some outgoing connection's before the child binds it, or while it restarts.
+    While they are open, only a server that sets SO_REUSEADDR can listen there, as ours do; another mesh that looks for
+    ports passes them over. A port inside that range could become some outgoing connection's.
     """
     low, high = ephemeral
     outside = [port for port in range(10000, 65536) if not low <= port <= high and port != taken]
     others = [port for port in range(10000, 65536) if low <= port <= high and port != taken]
-    found: list[int] = []
+    held: list[socket.socket] = []
     for port in (*random.sample(outside, len(outside)), *random.sample(others, len(others))):
-        if port_fault(port) is None:
-            found.append(port)
-            if len(found) == count:
-                return found
+        one = socket.socket()
+        try:
+            one.bind((HOST, port))
+        except OSError:
+            one.close()
+            continue
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.append(one)
+        if len(held) == count:
+            return held
     raise Refused(f"there are no {count} free local ports")
+
+
+def free_port() -> int:
+    """A port that a server can listen on now, as `reserve` finds one; nobody holds it."""
+    [held] = reserve(1, taken=0, ephemeral=ephemeral_range())
+    with held:
+        return int(held.getsockname()[1])
 
 
 def ephemeral_range() -> tuple[int, int]:

@@ -96,7 +96,7 @@ def start(folder: Path, **told: str) -> Mesh:
     """Starts a mesh whose data is in `folder` and waits until it is ready."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "launch.log"
-    port = told.pop("FEEDMESH_HTTP_PORT", "") or str(free_port())
+    port = told.pop("FEEDMESH_HTTP_PORT", "") or str(settings.free_port())
     launcher = subprocess.Popen(
         [sys.executable, "-m", "launch", "--die-with-parent"],
         cwd=ROOT,
@@ -107,7 +107,8 @@ def start(folder: Path, **told: str) -> Mesh:
     )
     ready = f"feedmesh is ready on http://127.0.0.1:{port}"
     try:
-        until(lambda: ready in log.read_text() or launcher.poll() is not None, 90, "the mesh to be ready")
+        # The launcher itself gives up where something does not come up.
+        until(lambda: ready in log.read_text() or launcher.poll() is not None, 300, f"the mesh to be ready: {log}")
         assert launcher.poll() is None, log.read_text()
     except BaseException:
         stop(launcher)
@@ -159,9 +160,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def free_port() -> int:
-    """A TCP port that is free now, and that no outgoing connection takes meanwhile; nor the next ones, of replicas."""
-    [port] = settings.free_ports(1, taken=0, ephemeral=settings.ephemeral_range())
-    return port

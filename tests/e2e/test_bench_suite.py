@@ -64,7 +64,7 @@ def test_the_edge_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         loads.find_k6()
     except DemoError as missing:
         pytest.skip(str(missing))
-    assert edge.main(["--people", "300", "--seconds", "1", "--results", str(tmp_path)]) == 0, capsys.readouterr().out
+    assert edge.main(["--people", "300", "--seconds", "2", "--results", str(tmp_path)]) == 0, capsys.readouterr().out
     text = (tmp_path / "edge.md").read_text()
     assert "nan" not in text
     # No matter of speed: nobody but the one is refused.

@@ -171,11 +171,12 @@ async def eventually_user(mesh: Mesh, username: str) -> int:
 
 
 async def wait_for_ready(mesh: Mesh) -> None:
-    """Waits until every part answers."""
+    """Waits until every part answers, the gateway and each other: who is looked for in a feed, graph is asked."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError):
-            if (await mesh.http.get("/readyz")).status_code == 200:
+            ready = (await mesh.http.get("/readyz")).status_code == 200
+            if ready and (await mesh.http.get("/feed", params={"user_id": 1})).status_code == 404:
                 return
         await asyncio.sleep(0.05)
     raise AssertionError("not ready")

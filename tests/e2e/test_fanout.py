@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub
+from launch import settings
 from runtime import callers, client, errors
 from services.timeline.servicer import SERVICE
 from services.timeline.timelines import Timelines, author_key, home_key
@@ -158,7 +159,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
         log = mesh.log.read_text()
         dsn = re.findall(r"Postgres +(host=.*)dbname=postgres", log)[-1]
         url = re.findall(r"Valkey +(unix:\S+)", log)[-1]
-        port = meshes.free_port()
+        port = settings.free_port()
         with (
             another(mesh, "services.timeline", folder, FEEDMESH_GRPC_ADDRESS=f"127.0.0.1:{port}"),
             another(mesh, "services.timeline.fanout", folder),

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+
+from launch import settings
 
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCH_TEST_MARK"
@@ -141,12 +142,6 @@ def ping(url: str) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 Launch = Callable[..., Launched]
 
 
@@ -156,7 +151,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     (tmp_path / "standins.py").write_text(STANDINS)
 
     def start(*arguments: str, prefix: tuple[str, ...] = (), terminal: int | None = None, **environ: str) -> Launched:
-        mark, port = uuid.uuid4().hex, int(environ.get("FEEDMESH_HTTP_PORT") or free_port())
+        mark, port = uuid.uuid4().hex, int(environ.get("FEEDMESH_HTTP_PORT") or settings.free_port())
         output, errors = tmp_path / f"{mark}.out", tmp_path / f"{mark}.err"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEEDMESH_")}
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -222,17 +222,27 @@ def test_every_call_and_database_of_the_table_exists() -> None:
         assert process.database is None or process.database in databases
 
 
-def test_free_ports_are_distinct_and_outside_the_ephemeral_range() -> None:
+def test_reserved_ports_are_distinct_outside_the_ephemeral_range_and_for_who_reserved_them() -> None:
     low, high = settings.ephemeral_range()
-    ports = settings.free_ports(200, taken=12345, ephemeral=(low, high))
+    reserved = settings.reserve(200, taken=12345, ephemeral=(low, high))
+    ports = [each.getsockname()[1] for each in reserved]
     assert len(set(ports)) == 200
     assert 12345 not in ports
     if high - low < 45_000:
         assert not any(low <= port <= high for port in ports)
+    with socket.socket() as another, pytest.raises(OSError, match="in use"):
+        another.bind((HOST, ports[0]))
+    with socket.create_server((HOST, ports[0])):  # with SO_REUSEADDR, as servers do
+        assert settings.port_fault(ports[0]) == "is taken by another program"
+    for each in reserved:
+        each.close()
 
 
-def test_free_ports_fall_back_on_the_ephemeral_range() -> None:
-    assert len(settings.free_ports(3, taken=1, ephemeral=(1024, 65535))) == 3
+def test_reserved_ports_fall_back_on_the_ephemeral_range() -> None:
+    reserved = settings.reserve(3, taken=1, ephemeral=(1024, 65535))
+    assert len({each.getsockname() for each in reserved}) == 3
+    for each in reserved:
+        each.close()
 
 
 def test_a_port_with_a_listener_is_taken() -> None:
