@@ -8,8 +8,8 @@ BIN := .venv/bin
 help: ## print what one can do
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-run: .venv/installed ## start the mesh on embedded stores (FEEDMESH_HTTP_PORT, FEEDMESH_DATA_DIR); Ctrl-C stops it
-	@exec $(BIN)/python -m launch --die-with-parent
+run: .venv/installed ## start the mesh on embedded stores (FEEDMESH_HTTP_PORT, FEEDMESH_DATA_DIR; TLS=1); Ctrl-C stops it
+	@FEEDMESH_TLS=$${FEEDMESH_TLS:-$(TLS)} exec $(BIN)/python -m launch --die-with-parent
 
 demo: .venv/installed ## load a real social graph into the mesh (starting one if none runs), then drive it for a minute
 	@exec $(BIN)/python -m bench.demo

@@ -23,10 +23,16 @@ from pathlib import Path
 from bench.client import DemoError
 
 FOLDER = Path(__file__).parent
+LATE_S = 30.0
+"""By how much a generator may take longer than it was told, to begin and to let go."""
 TIMEOUT = "10s"
 AT_ONCE = 256
 """Requests of an open loop that may be under way, where nothing else is said: those due while so many are, are dropped,
 and count as endless."""
+
+
+class HungError(DemoError):
+    """A generator did not end in time. k6 was seen to spin before it began, on a virtual machine with much to do."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ async def closed(base: str, requests: Sequence[str], *, connections: int, second
     options = ("--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s")
     with _file(requests) as path:
         command = (find_wrk(), *options, "--timeout", TIMEOUT, "--script", str(FOLDER / "wrk.lua"), base, "--", path)
-        return await _run((*command, "once") if once else command, {})
+        return await _run((*command, "once") if once else command, {}, seconds)
 
 
 async def open_loop(base: str, requests: Sequence[str], *, rate: float, seconds: float, at_once: int = AT_ONCE) -> Run:
@@ -101,7 +107,7 @@ async def open_loop(base: str, requests: Sequence[str], *, rate: float, seconds:
         environment = {"BASE": base, "REQUESTS": path, "RATE": str(max(1, round(rate))), "AT_ONCE": str(at_once)}
         environment["SECONDS"] = str(max(1, round(seconds)))
         command = (find_k6(), "run", "--quiet", "--no-usage-report", "--log-output=none")
-        run = await _run((*command, str(FOLDER / "k6.js")), environment)
+        run = await _run((*command, str(FOLDER / "k6.js")), environment, seconds)
     # What was dropped would have taken longest, and a refusal is no answer. With more than 1 % of them there is no 99th
     # percentile to be had.
     if run.dropped + run.refused > 0.01 * (run.requests + run.dropped):
@@ -109,17 +115,20 @@ async def open_loop(base: str, requests: Sequence[str], *, rate: float, seconds:
     return run
 
 
-async def _run(command: Sequence[str], environment: Mapping[str, str]) -> Run:
+async def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Run:
     before = _children()
     process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        output, _ = await process.communicate()
-    except BaseException:
+        async with asyncio.timeout(seconds + LATE_S):
+            output, _ = await process.communicate()
+    except BaseException as error:
         with suppress(ProcessLookupError):  # it ended just now
             process.kill()
         await process.wait()
+        if isinstance(error, TimeoutError):
+            raise HungError(f"{command[0]} did not end") from None
         raise
     said = [line for line in output.decode(errors="replace").splitlines() if line.startswith("{")]
     if process.returncode or not said:

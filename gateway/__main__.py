@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 async def serve(settings: Settings, running: process.Process) -> None:
     """Serves HTTP until the process is asked to stop."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     listener = server.listen(settings.http_host, settings.http_port)
     targets = {name: getattr(settings, f"{name}_target") for name in CONTRACTS}
     channels = {

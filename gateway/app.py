@@ -44,7 +44,7 @@ from gateway.representation import compressed, validated
 from gateway.routes import LINES, Call, Route, Stream, Table, allow
 from runtime import context
 from runtime.errors import Error, Unauthenticated, Unavailable, from_exception
-from runtime.interceptors import MAX_STREAM_S
+from runtime.mesh import MAX_STREAM_S
 
 log = logging.getLogger(__name__)
 

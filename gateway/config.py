@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -17,14 +16,6 @@ from runtime import blobs, config
 from runtime.redis import RedisSettings
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:]{2,45}\])(:[0-9]{1,5})?")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def issuer(address: str) -> str:
@@ -132,7 +123,7 @@ class Settings(RedisSettings, config.MeshSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        if self.auth == "local" and not is_loopback(self.http_host):
+        if self.auth == "local" and not config.is_loopback(self.http_host):
             raise ValueError(
                 "FEEDMESH_HTTP_HOST: must be a loopback address (127.0.0.1, ::1 or localhost) unless FEEDMESH_AUTH is "
                 "builtin or oidc: without authentication the gateway believes whoever asks"

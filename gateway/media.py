@@ -37,8 +37,8 @@ from runtime import context, media
 from runtime.blobs import Blobs, OutOfRange, Piece
 from runtime.coalesce import RPC_ITEMS, Coalescer
 from runtime.errors import Error, Unavailable
-from runtime.interceptors import MAX_STREAM_S
 from runtime.media import SIZES, MediaUrls
+from runtime.mesh import MAX_STREAM_S
 
 if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub

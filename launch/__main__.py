@@ -18,7 +18,7 @@ from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
-from launch import datadir, postgres, settings, sockets, valkey
+from launch import certificates, datadir, postgres, settings, sockets, valkey
 from launch.leash import die_with_parent
 from launch.processes import FEEDMESH, Database, Mesh, Stage
 from launch.screen import Screen
@@ -42,6 +42,7 @@ settings, from the environment:
   FEEDMESH_REDIS_URL      a Redis (7 or later) or Valkey of yours instead of the embedded one, for this mesh alone:
                           redis://, rediss:// or unix://; nothing in it has to be kept
   FEEDMESH_LOG_LEVEL      {", ".join(settings.LEVELS)} (default info)
+  FEEDMESH_TLS            1 for mutual TLS between the processes, with certificates of an authority that it makes
   FEEDMESH_REPLICAS_NAME  how many to run of the process NAME, 1 to {settings.MAX_REPLICAS} (default 1); TIMELINE_FANOUT
                           is timeline-fanout. Further gateways listen on the ports after the first one's
 """
@@ -180,6 +181,8 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
     wanted = {name for process in mesh.processes for name in process.all_secrets if chosen.count(process)}
     secrets = {name: datadir.secret(chosen.data_dir, name) for name in wanted}
     at = settings.allocate(mesh, chosen)
+    if chosen.tls:
+        _certify(chosen, mesh)
     if chosen.postgres_dsn is None:
         server = await postgres.prepare(
             chosen.data_dir, lambda line: screen.line("initdb", line), replicas=max(map(chosen.count, mesh.processes))
@@ -210,7 +213,24 @@ async def _live(chosen: Settings, mesh: Mesh, screen: Screen, children: list[tup
     for _, child in children:
         child.settled = True
     _announce(chosen, mesh, at, any_dsn, redis, screen)
-    await asyncio.wait({child.task for _, child in children})  # not gather: cancelling that would cancel them
+    renewal = asyncio.create_task(_renew_certificates(chosen, mesh))
+    try:
+        await asyncio.wait({child.task for _, child in children})  # not gather: cancelling that would cancel them
+    finally:
+        renewal.cancel()
+
+
+def _certify(chosen: Settings, mesh: Mesh) -> None:
+    """Makes the certificate of each process, and of the operator's command line. Raises Refused."""
+    names = [process.name for process in mesh.processes if process.is_of_mesh and chosen.count(process)]
+    certificates.Authority(chosen.certificates("")).issue([*names, "admin"])
+
+
+async def _renew_certificates(chosen: Settings, mesh: Mesh) -> None:
+    """Makes them anew again and again, where there are any."""
+    while chosen.tls:
+        await asyncio.sleep(certificates.RENEWED.total_seconds())
+        _certify(chosen, mesh)
 
 
 def _database_of(dsn: str, name: str) -> str:

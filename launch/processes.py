@@ -45,9 +45,14 @@ class Process:
     config: str = ""  # where these are declared, as module:class
 
     @property
+    def is_of_mesh(self) -> bool:
+        """Whether it calls or is called: then it takes FEEDMESH_MESH_SECRET, or FEEDMESH_TLS_DIR."""
+        return self.grpc or bool(self.calls)
+
+    @property
     def all_secrets(self) -> tuple[str, ...]:
-        """Its own, and what shows that it is of the mesh if it calls or is called."""
-        return (*self.secrets, "MESH_SECRET") if self.grpc or self.calls else self.secrets
+        """Its own, and what shows that it is of the mesh."""
+        return (*self.secrets, "MESH_SECRET") if self.is_of_mesh else self.secrets
 
     @property
     def replicas_setting(self) -> str:
@@ -68,7 +73,7 @@ class Mesh:
         return frozenset(name for process in self.processes for name in process.settings)
 
 
-SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS",)
+SERVER = ("FEEDMESH_MAX_CONCURRENT_RPCS", "FEEDMESH_MORE_CALLERS")
 STORE = ("FEEDMESH_POSTGRES_POOL_SIZE",)
 CURSORS = ("CURSOR_SECRET",)
 AUTH = ("FEEDMESH_AUTH", "FEEDMESH_OIDC_ISSUER", "FEEDMESH_OIDC_AUDIENCE", "FEEDMESH_OIDC_TYPES")

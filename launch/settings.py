@@ -28,7 +28,8 @@ HOST = "127.0.0.1"
 MAX_NAME_BYTES = 63  # of a database
 MAX_REPLICAS = 16
 LEVELS = ("debug", "info", "warning", "error")
-OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_REDIS_URL", "FEEDMESH_LOG_LEVEL")
+OWN = ("FEEDMESH_HTTP_PORT", "FEEDMESH_DATA_DIR", "FEEDMESH_POSTGRES_DSN", "FEEDMESH_REDIS_URL", "FEEDMESH_LOG_LEVEL",
+       "FEEDMESH_TLS")  # fmt: skip
 
 
 class Refused(Exception):
@@ -50,6 +51,11 @@ class Settings:
     log_level: str
     passed: Mapping[str, str]  # optional settings of the services, by name
     replicas: Mapping[str, int] = field(default_factory=dict)  # by process name, where said: see count
+    tls: bool = False  # whether processes call each other by mutual TLS
+
+    def certificates(self, name: str) -> Path:
+        """The folder of a process's certificate."""
+        return self.data_dir / "tls" / name
 
     def count(self, process: Process) -> int:
         """How many replicas of a process there are, from 1 to 16; 0 of one that needs a setting which is not set."""
@@ -80,6 +86,10 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
     level = given.get("FEEDMESH_LOG_LEVEL", "info")
     if level not in LEVELS:
         faults.append(f"FEEDMESH_LOG_LEVEL is {level!r}: give one of {', '.join(LEVELS)}")
+
+    tls = given.get("FEEDMESH_TLS", "0")
+    if tls not in ("0", "1"):
+        faults.append(f"FEEDMESH_TLS is {tls!r}: give 1 for mutual TLS between the processes, or 0")
 
     dsn = given.get("FEEDMESH_POSTGRES_DSN")
     if dsn:
@@ -120,6 +130,7 @@ def read(environ: Mapping[str, str], mesh: Mesh) -> Settings:
         log_level=level,
         passed={name: given[name] for name in mesh.settings if name in given},
         replicas=replicas,
+        tls=tls == "1",
     )
 
 
@@ -227,7 +238,11 @@ def told(
         env["FEEDMESH_POSTGRES_DSN"] = dsn
     if process.redis:
         env["FEEDMESH_REDIS_URL"] = redis
-    env |= {f"FEEDMESH_{name}": secrets[name] for name in process.all_secrets}
+    env |= {f"FEEDMESH_{name}": secrets[name] for name in process.secrets}
+    if process.is_of_mesh and settings.tls:
+        env["FEEDMESH_TLS_DIR"] = str(settings.certificates(process.name))
+    elif process.is_of_mesh:
+        env["FEEDMESH_MESH_SECRET"] = secrets["MESH_SECRET"]
     if "FEEDMESH_MEDIA_URL" in process.settings:
         env["FEEDMESH_MEDIA_URL"] = f"file://{quote(str(settings.data_dir / 'media'))}"
     for callee in process.calls:

@@ -1,4 +1,4 @@
-"""Channels to other services: where gRPC's own mesh policy is set, and what surrounds every call at the client.
+"""Channels to other services, and what surrounds every call at the client. The mesh's policy is runtime/mesh.py.
 
 A call through a `Channel` takes the deadline of the request that it serves (less a little, so that there is time to
 answer without it), says who calls, carries the request's id, and fails with an `Error` of runtime/errors.py. A call
@@ -7,91 +7,57 @@ whose answer is a stream does all of that too, and is never tried again.
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.api import annotations_pb2
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 
-from runtime import context, errors, metrics
+from runtime import context, errors, mesh, metrics
 from runtime.callers import Caller
-from runtime.interceptors import (
-    BIDI_STREAMING,
-    DEFAULT_DEADLINE_S,
-    MAX_MESSAGE_BYTES,
-    MAX_STREAM_S,
-    REQUEST_ID_KEY,
-    SERVER_STREAMING,
-    UNARY,
-)
+from runtime.interceptors import BIDI_STREAMING, REQUEST_ID_KEY, SERVER_STREAMING, UNARY
+from runtime.mesh import DEFAULT_DEADLINE_S, MAX_STREAM_S, SHAVE_S
 
-SHAVE_S = 0.010
-"""What each hop keeps of its deadline: to answer, degraded or with an error, when the hop beyond does not."""
-OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A service that restarts is found again within a second; the default waits up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    # How long an attempt to connect may take at least, whatever its name says: a busy server shakes hands in its time.
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.enable_retries", 1),
-)
+RENEW_S = 5.0
+"""How long another channel may take to connect before it takes the place of the one before all the same."""
+OLD_S = MAX_STREAM_S + 5
+"""How long what is under way on the channel before may take to end."""
 
 
 def connect(target: str, caller: Caller, *services: ServiceDescriptor) -> Channel:
-    """A channel to `target` (see `config.Target`) for calls of `caller` to these services."""
+    """A channel to `target` (see `config.Target`) for calls of `caller` to these services, all of one process.
+
+    Where the caller has a certificate it is mutual TLS, with that process and no other.
+    """
     if "," in target:
         target = f"ipv4:{target}"
-    options = (*OPTIONS, ("grpc.service_config", json.dumps(service_config(services))))
-    return Channel(grpc.aio.insecure_channel(target, options=options), caller)
+    options = mesh.client_options(services)
+    keeper = caller.tls
+    if keeper is None:
+        return Channel(lambda: grpc.aio.insecure_channel(target, options=options), caller)
+    secure = (*options, ("grpc.ssl_target_name_override", process_of(services)))
+    channel = Channel(lambda: grpc.aio.secure_channel(target, keeper.channel_credentials(), options=secure), caller)
+    keeper.changed.append(channel.renew)
+    return channel
 
 
-def service_config(services: tuple[ServiceDescriptor, ...]) -> dict[str, Any]:
-    """gRPC's service config: round robin over healthy replicas, and retries of reads with a budget.
-
-    A write is not tried again here: without an idempotency key a second try could take effect twice. Nor is a stream,
-    which may fail when much of it is used already. No `timeout` either: grpcio fires it far too early, so deadlines are
-    set on each call.
-    """
-    reads = [
-        {"service": service.full_name, "method": method.name}
-        for service in services
-        for method in service.methods
-        if not is_write(method) and not method.server_streaming
-    ]
-    retry = {
-        "maxAttempts": 3,
-        "initialBackoff": "0.05s",
-        "maxBackoff": "0.5s",
-        "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    return {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": ""},
-        "methodConfig": [{"name": reads, "retryPolicy": retry}] if reads else [],
-        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
-    }
+def process_of(services: tuple[ServiceDescriptor, ...]) -> str:
+    """The name of the process that has these services: `graph` has those of the package feedmesh.graph.v1."""
+    [name] = {service.file.package.split(".")[1] for service in services}
+    return name
 
 
-def is_write(method: MethodDescriptor) -> bool:
-    """Whether an RPC changes something: then it takes a request_id, or items that do, or has a route that is no GET."""
-    fields = method.input_type.fields_by_name
-    item = fields["items"].message_type if "items" in fields else None
-    options: Any = method.GetOptions()
-    verb = options.Extensions[annotations_pb2.http].WhichOneof("pattern")
-    return (
-        verb not in (None, "get")
-        or "request_id" in fields
-        or (item is not None and "request_id" in item.fields_by_name)
-    )
+class Call:
+    """A method's callable on the channel of now."""
+
+    __slots__ = ("make", "now")
+
+    def __init__(self, make: Callable[[grpc.aio.Channel], Callable[..., Any]], channel: grpc.aio.Channel) -> None:
+        self.make = make
+        self.now = make(channel)
 
 
 class Channel(grpc.aio.Channel):
@@ -100,13 +66,23 @@ class Channel(grpc.aio.Channel):
     A wrapper rather than grpc.aio's client interceptors, which wrap each call in a task of its own.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, caller: Caller) -> None:
-        self._channel = channel
+    def __init__(self, make: Callable[[], grpc.aio.Channel], caller: Caller) -> None:
+        """`make` makes the channel beneath, and another one when the certificate is another (`renew`)."""
+        self._make = make
+        self._channel = make()
         self._caller = caller
+        self._calls: list[Call] = []
+        self._renewal: asyncio.Task[None] | None = None
+        self._old: set[asyncio.Task[None]] = set()
+
+    def _call(self, make: Callable[[grpc.aio.Channel], Callable[..., Any]]) -> Call:
+        call = Call(make, self._channel)
+        self._calls.append(call)
+        return call
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a unary method, as the generated stubs ask for it."""
-        call = around(method, self._channel.unary_unary(method, *args, **kwargs), self._caller)
+        call = around(method, self._call(lambda channel: channel.unary_unary(method, *args, **kwargs)), self._caller)
 
         def read_by(parse: Callable[[bytes], Any]) -> Any:
             return self.unary_unary(method, *args, **(kwargs | {"response_deserializer": parse}))
@@ -116,9 +92,8 @@ class Channel(grpc.aio.Channel):
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that streams its answer, as the generated stubs ask for it. See `around_stream`."""
-        return around_stream(
-            method, self._channel.unary_stream(method, *args, **kwargs), SERVER_STREAMING, self._caller
-        )
+        call = self._call(lambda channel: channel.unary_stream(method, *args, **kwargs))
+        return around_stream(method, call, SERVER_STREAMING, self._caller)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that takes a stream, as it is: none of ours does."""
@@ -126,10 +101,38 @@ class Channel(grpc.aio.Channel):
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The callable of a method that takes a stream and gives one. See `around_stream`; it takes an iterator."""
-        return around_stream(method, self._channel.stream_stream(method, *args, **kwargs), BIDI_STREAMING, self._caller)
+        call = self._call(lambda channel: channel.stream_stream(method, *args, **kwargs))
+        return around_stream(method, call, BIDI_STREAMING, self._caller)
+
+    def renew(self) -> None:
+        """Another channel takes this one's place as soon as it is connected; what is under way ends on this one."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        fresh = self._make()
+        try:
+            with contextlib.suppress(TimeoutError):  # whoever it is for is away, and for either channel
+                async with asyncio.timeout(RENEW_S):
+                    await fresh.channel_ready()
+        except asyncio.CancelledError:
+            await fresh.close()
+            raise
+        before, self._channel = self._channel, fresh
+        for call in self._calls:
+            call.now = call.make(fresh)
+        closing = asyncio.create_task(before.close(OLD_S))
+        self._old.add(closing)
+        closing.add_done_callback(self._old.discard)
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the channel; calls under way get `grace` seconds."""
+        if self._caller.tls is not None and self.renew in self._caller.tls.changed:
+            self._caller.tls.changed.remove(self.renew)
+        for task in (self._renewal, *self._old):
+            if task is not None:
+                task.cancel()
         await self._channel.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
@@ -156,18 +159,18 @@ def read_by(call: Any, parse: Callable[[bytes], Any]) -> Any:
     return call.read_by(parse)
 
 
-def around(method: str, call: Callable[..., Awaitable[Any]], caller: Caller) -> Callable[..., Awaitable[Any]]:
+def around(method: str, call: Call, caller: Caller) -> Callable[..., Awaitable[Any]]:
     """A unary method's callable with what surrounds every call."""
     service, _, name = method.removeprefix("/").partition("/")
-    shown = caller.metadatum
+    shown = caller.metadata
     handled = metrics.GRPC_CLIENT_HANDLED
     ok = handled.labels(UNARY, service, name, "OK")
 
     async def invoke(request: Any, *, timeout: float | None = None) -> Any:
         within_s = due_s(timeout, DEFAULT_DEADLINE_S)
-        metadata = ((REQUEST_ID_KEY, context.request_id.get()), shown)
+        metadata = ((REQUEST_ID_KEY, context.request_id.get()), *shown)
         try:
-            response = await call(request, timeout=within_s, metadata=metadata)
+            response = await call.now(request, timeout=within_s, metadata=metadata)
         except grpc.aio.AioRpcError as exception:
             handled.labels(UNARY, service, name, exception.code().name).inc()
             raise errors.from_rpc(exception, service.rpartition(".")[2]) from None
@@ -177,20 +180,18 @@ def around(method: str, call: Callable[..., Awaitable[Any]], caller: Caller) -> 
     return invoke
 
 
-def around_stream(
-    method: str, call: Callable[..., Any], kind: str, caller: Caller
-) -> Callable[..., AsyncGenerator[Any, None]]:
+def around_stream(method: str, call: Call, kind: str, caller: Caller) -> Callable[..., AsyncGenerator[Any, None]]:
     """The callable of a method that streams its answer, with what surrounds every call.
 
     It gives a generator of the messages: the call begins with the first that is asked for, reads on only as they are
     taken, and is cancelled when the generator is closed. Who may stop early closes it (`contextlib.aclosing`).
     """
     service, _, name = method.removeprefix("/").partition("/")
-    shown = caller.metadatum
+    shown = caller.metadata
 
     async def invoke(request: Any, *, timeout: float | None = None) -> AsyncGenerator[Any, None]:
-        metadata = ((REQUEST_ID_KEY, context.request_id.get()), shown)
-        stream = call(request, timeout=due_s(timeout, MAX_STREAM_S), metadata=metadata)
+        metadata = ((REQUEST_ID_KEY, context.request_id.get()), *shown)
+        stream = call.now(request, timeout=due_s(timeout, MAX_STREAM_S), metadata=metadata)
         code = "CANCELLED"
         try:
             async for message in stream:

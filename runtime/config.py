@@ -6,12 +6,15 @@ misspelt setting that is silently ignored is found in production. docs/settings.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import sys
-from typing import Annotated, Literal, NoReturn, TypeVar
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "FEEDMESH_"
 
@@ -28,6 +31,16 @@ Target = Annotated[
 Secret = Annotated[str, StringConstraints(min_length=32, max_length=256)]
 
 
+def names(text: object) -> object:
+    """The names in a list that commas separate. Raises ValueError for what is none."""
+    if not isinstance(text, str):
+        return text
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(re.fullmatch("[a-z][a-z0-9-]{0,62}", name) for name in found):
+        raise ValueError("must be names of a-z, 0-9 and -, separated by commas")
+    return found
+
+
 class Settings(BaseSettings):
     """What every process can be told."""
 
@@ -37,13 +50,32 @@ class Settings(BaseSettings):
     """The least level that is logged."""
     metrics_address: Address = "127.0.0.1:0"
     """Where Prometheus reads this process's metrics (`/metrics`)."""
+    health_address: Address | None = None
+    """Where a gRPC server tells probes how this process is and nothing else, without TLS: see runtime/process.py."""
 
 
 class MeshSettings(Settings):
     """What every process can be told that calls another, or is called."""
 
-    mesh_secret: Secret
-    """What callers show who they are by; the same in all of a mesh."""
+    tls_dir: Path | None = None
+    """A folder with this process's certificate (runtime/tls.py): with one, all calls are mutual TLS."""
+    mesh_secret: Secret | None = None
+    """What callers show who they are by where there are no certificates; the same in all of a mesh."""
+    plaintext: bool = False
+    """Whether calls may go without TLS beyond this machine."""
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        if (self.tls_dir is None) == (self.mesh_secret is None):
+            raise ValueError("FEEDMESH_TLS_DIR, FEEDMESH_MESH_SECRET: one of the two is needed, and not both")
+        for name, value in self:
+            is_address = name == "grpc_address" or name.endswith("_target")
+            if is_address and value and self.tls_dir is None and not self.plaintext and not is_here(value):
+                raise ValueError(
+                    f"{PREFIX}{name.upper()}: calls would leave this machine without TLS: give FEEDMESH_TLS_DIR, or "
+                    "FEEDMESH_PLAINTEXT=true where the network itself is trusted"
+                )
+        return self
 
 
 class ServerSettings(MeshSettings):
@@ -53,6 +85,21 @@ class ServerSettings(MeshSettings):
     """Where the server listens."""
     max_concurrent_rpcs: int = Field(default=1024, ge=1, le=100_000)
     """Calls under way at once; more are refused at once with RESOURCE_EXHAUSTED."""
+    more_callers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(names)] = ()
+    """Names of services outside of the mesh's own processes that may call everything here."""
+
+
+def is_here(address: str) -> bool:
+    """Whether an address (see Address), or all of a Target, is on this machine alone."""
+    return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in address.split(","))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 S = TypeVar("S", bound=Settings)

@@ -19,6 +19,7 @@ import grpc
 from grpc_status import rpc_status
 
 from runtime import callers, context, errors, metrics, validation
+from runtime.mesh import DEFAULT_DEADLINE_S, MAX_DEADLINE_S, MAX_STREAM_S
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,6 @@ UNARY, SERVER_STREAMING, BIDI_STREAMING = "unary", "server_streaming", "bidi_str
 """What an RPC takes and gives: one message for one, any number for one, any number for any number."""
 
 REQUEST_ID_KEY = "x-request-id"
-MAX_MESSAGE_BYTES = 32 * 2**20
-"""Of a request or an answer, at either end."""
-DEFAULT_DEADLINE_S = 10.0
-"""For a caller that set none: no call may hold its resources for ever."""
-MAX_DEADLINE_S = 60.0
-"""However much later a caller's deadline is."""
-MAX_STREAM_S = 600.0
-"""The same for a call that streams its answer, from its first message to its last, and what it gets from a caller that
-set no deadline. Far longer than any other: it ends when all is sent, and that goes at its reader's pace."""
 
 
 class Method(NamedTuple):
@@ -121,15 +113,21 @@ def carry_context(method: Method, call: Call) -> Call:
 
 
 def know_caller(known: callers.Known) -> Interceptor:
-    """Refuses a call of whoever the server does not know, before anything of the request is looked at."""
+    """Refuses a call of whoever may not make it, before anything of the request is looked at."""
 
     def interceptor(method: Method, call: Call) -> Call:
+        may_call = known.may_call(str(method))
+
         async def around(request: Any, rpc: Context) -> Any:
             try:
-                context.caller.set(known.named(RECEIVED.get()))
+                name = known.named(RECEIVED.get(), rpc)
             except callers.Unknown:
                 log.warning("%s: unknown caller", method, extra={"peer": rpc.peer()})
                 raise errors.Unauthenticated("UNKNOWN_CALLER", "the caller is none of this mesh") from None
+            if name not in may_call:
+                log.warning("%s: not for %s", method, name, extra={"peer": rpc.peer()})
+                raise errors.Forbidden("NOT_A_CALLER", f"{name} is not among the callers of this RPC")
+            context.caller.set(name)
             return await call(request, rpc)
 
         return around

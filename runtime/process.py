@@ -1,6 +1,9 @@
 """The life of a process: logs, metrics port, event loop, signals, end. What it does in between is the caller's.
 
 SIGTERM and SIGINT set `stopping`; whoever serves then drains and returns. A second signal ends the process at once.
+
+How it is, probes are told at `health_address` (`grpc.health.v1`), without TLS: as LIVE whether its event loop goes
+round, which looks at nothing that it depends on; as "" whether it can do its work, which a worker can while it runs.
 """
 
 from __future__ import annotations
@@ -11,15 +14,20 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NoReturn
 
+import grpc
 import prometheus_client
 import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from runtime import config, logs, metrics
+from runtime import callers, config, logs, metrics, tls
 
 log = logging.getLogger(__name__)
+
+LIVE = "live"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Process:
@@ -28,12 +36,17 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.stopping = asyncio.Event()
+        self.health = health.aio.HealthServicer()
 
     def stop(self) -> None:
         """Asks the process to drain and end; asked twice, it ends at once with exit code 1."""
         if self.stopping.is_set():
             os._exit(1)
         self.stopping.set()
+
+    async def report(self, name: str, serving: bool) -> None:
+        """Says whether something of this process can serve: a service by its full name, or "" for all of it."""
+        await self.health.set(name, SERVING if serving else NOT_SERVING)
 
     async def every(self, interval_s: float, task: str, work: Callable[[], Awaitable[bool]]) -> None:
         """Runs `work` again and again until the process stops.
@@ -70,7 +83,12 @@ def run(name: str, settings: config.Settings, serve: Callable[[Process], Awaitab
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, process.stop)
-        await serve(process)
+        await process.report(LIVE, True)
+        await process.report("", not isinstance(settings, config.ServerSettings))
+        keeper = callers.certificate(name, settings) if isinstance(settings, config.MeshSettings) else None
+        async with answering_probes(process, settings.health_address):
+            look = process.every(tls.LOOK_S, "look_at_certificate", keeper.look) if keeper else asyncio.sleep(0)
+            await asyncio.gather(serve(process), look)
 
     # What was imported stays: the collector need not look at it again. Nor at caches, which a pass over all would, but
     # seldom; nor at new objects so often as it would by itself, which was a tenth of the timeline's CPU. All wait while
@@ -87,6 +105,25 @@ def run(name: str, settings: config.Settings, serve: Callable[[Process], Awaitab
     logging.shutdown()
     # Threads of gRPC may outlive the loop and would hold the interpreter's end up.
     os._exit(code)
+
+
+@contextlib.asynccontextmanager
+async def answering_probes(process: Process, address: str | None) -> AsyncIterator[None]:
+    """Says how the process is, for the block."""
+    if address is None:
+        yield
+        return
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),), maximum_concurrent_rpcs=64)
+    health_pb2_grpc.add_HealthServicer_to_server(process.health, server)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:
+        config.fail(f"{config.PREFIX}HEALTH_ADDRESS: cannot listen on {address}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from runtime import callers, config
-from runtime.interceptors import MAX_MESSAGE_BYTES, MAX_STREAM_S, Chain
+from runtime import callers, config, mesh
+from runtime.interceptors import Chain
 from runtime.process import Process
 
 log = logging.getLogger(__name__)
@@ -26,22 +26,6 @@ NOTICE_S = 0.2
 """How long callers have to hear that the health is NOT_SERVING and go elsewhere, before new calls are refused."""
 DRAIN_S = 5.0
 """How long calls under way may take to end once the process is asked to stop."""
-OPTIONS = (
-    # Without this, two servers bind one port and each silently gets half of the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Connections end now and then, so that new replicas get their share of callers.
-    ("grpc.max_connection_age_ms", 300_000),
-    # Not before what is under way on them has ended: a stream takes the longest.
-    ("grpc.max_connection_age_grace_ms", int((MAX_STREAM_S + 5) * 1000)),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # What clients ping with (runtime/client.py) must be allowed here.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
-
 Report = Callable[[bool], Awaitable[None]]
 """Takes whether the services can serve."""
 Registration = Callable[[grpc.aio.Server], Any]
@@ -61,26 +45,30 @@ async def serve(
     `watch` reports again and again whether what the services need is there (`postgres.watch`): while it is not, health
     is NOT_SERVING, so that callers hear it at once. Ends the process with one clear line when the address is taken.
     """
+    services = tuple(services)
+    keeper = callers.certificate(process.name, settings)
+    known = callers.Known(keeper or str(settings.mesh_secret), services, settings.more_callers)
     server = grpc.aio.server(
-        interceptors=[Chain(callers.Known(settings.mesh_secret))],
-        options=OPTIONS,
+        interceptors=[Chain(known)],
+        options=mesh.server_options(),
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
-    healthiness = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthiness, server)
+    health_pb2_grpc.add_HealthServicer_to_server(process.health, server)
     names = [service.full_name for service in services]
     for register in registrations:
         register(server)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
 
     async def report(serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *names):
-            await healthiness.set(name, status)
+            await process.report(name, serving)
 
     await report(False)
     try:
-        port = server.add_insecure_port(settings.grpc_address)
+        if keeper is None:
+            port = server.add_insecure_port(settings.grpc_address)
+        else:
+            port = server.add_secure_port(settings.grpc_address, keeper.server_credentials())
     except RuntimeError:
         config.fail(f"{config.PREFIX}GRPC_ADDRESS: cannot listen on {settings.grpc_address}")
     await server.start()
@@ -91,6 +79,6 @@ async def serve(
     log.info("draining")
     if watcher is not None:
         watcher.cancel()
-    await healthiness.enter_graceful_shutdown()
+    await process.health.enter_graceful_shutdown()
     await asyncio.sleep(notice_s)
     await server.stop(DRAIN_S)

@@ -19,7 +19,7 @@ from services.post.sight import Sights
 
 async def serve(settings: PostSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     graph = graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
     async with postgres.connect(settings) as pool, client.connect(settings.graph_target, me, graph) as channel:
         await migrate.require(pool, "services.post")

@@ -17,7 +17,7 @@ from services.ranking.servicer import SERVICE, RankingServicer
 
 async def serve(settings: RankingSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     async with (
         client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as channel,
         redis.connect(settings) as events,

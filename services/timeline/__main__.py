@@ -31,7 +31,7 @@ DAY_S = 86_400
 
 async def serve(settings: TimelineSettings, running: process.Process) -> None:
     """Serves until the process is asked to stop."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings) as probe,

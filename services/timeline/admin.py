@@ -161,7 +161,7 @@ def state_table(now: State) -> str:
 
 async def compare(settings: AdminSettings, pool: postgres.Pool, now: int, then: int, days: float) -> limits.Comparison:
     """What another limit comes to. Raises Unavailable, psycopg.Error."""
-    me = callers.caller(NAME, settings.mesh_secret)
+    me = callers.of(NAME, settings)
     async with (
         client.connect(
             settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]
@@ -384,7 +384,7 @@ async def explain(settings: AdminSettings, arguments: argparse.Namespace) -> str
         config.fail(f"{config.PREFIX}TIMELINE_TARGET: Field required")
     service = timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"]
     request = timeline_pb2.ExplainPostRequest(user_id=arguments.viewer_id, post_id=arguments.post_id)
-    me = callers.caller(NAME, settings.mesh_secret)
+    me = callers.of(NAME, settings)
     async with client.connect(settings.timeline_target, me, service) as channel:
         explained = await TimelineServiceStub(channel).ExplainPost(request)
     return json.dumps(explanation(explained)) if arguments.json else explanation_table(explained, arguments.post_id)
@@ -454,15 +454,17 @@ async def erased(settings: AdminSettings, arguments: argparse.Namespace) -> str:
     """Counts what is left of somebody, everywhere."""
     if settings.ranking_target is None:
         config.fail(f"{config.PREFIX}RANKING_TARGET: Field required")
-    me = callers.caller(NAME, settings.mesh_secret)
+    me = callers.of(NAME, settings)
     user_id = arguments.user_id
     found: list[tuple[str, str, int]] = []
     async with (
         database(settings) as pool,
         connected(settings) as stores,
-        client.connect(settings.graph_target, me) as graph,
-        client.connect(settings.post_target, me) as post,
-        client.connect(settings.ranking_target, me) as ranking,
+        client.connect(settings.graph_target, me, graph_pb2.DESCRIPTOR.services_by_name["GraphService"]) as graph,
+        client.connect(settings.post_target, me, post_pb2.DESCRIPTOR.services_by_name["PostService"]) as post,
+        client.connect(
+            settings.ranking_target, me, ranking_pb2.DESCRIPTOR.services_by_name["RankingService"]
+        ) as ranking,
     ):
         answers: dict[str, Any] = {
             "graph": await GraphServiceStub(graph).CountTraces(graph_pb2.CountTracesRequest(user_id=user_id)),

@@ -338,7 +338,7 @@ def pages(numbers: Sequence[int], size: int) -> Iterable[Sequence[int]]:
 
 async def serve(settings: AuditorSettings, running: process.Process, *, once: bool) -> None:
     """Audits until the process is asked to stop, or with `once` every feed once."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings, timeout_s=5) as stores,

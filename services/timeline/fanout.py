@@ -29,7 +29,7 @@ GROUP = "timeline"
 
 async def serve(settings: FanoutSettings, running: process.Process, *, once: bool) -> None:
     """Works until the process is asked to stop, or with `once` until there is nothing to do."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     async with (
         postgres.connect(settings) as pool,
         redis.connect(settings, timeout_s=5) as stores,

@@ -173,7 +173,7 @@ def signature(key: bytes, message_id: str, seconds: int, body: bytes) -> str:
 
 async def serve(settings: WebhookSettings, running: process.Process) -> None:
     """Works until the process is asked to stop."""
-    me = callers.caller(running.name, settings.mesh_secret)
+    me = callers.of(running.name, settings)
     async with (
         postgres.connect(settings) as pool,
         client.connect(

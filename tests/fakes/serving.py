@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -71,12 +72,21 @@ async def serving(
     services: tuple[ServiceDescriptor, ...] = (),
     max_concurrent_rpcs: int = 1024,
     notice_s: float = 0,
+    name: str = "test",
+    tls_dir: Path | None = None,
 ) -> AsyncIterator[Served]:
-    """Serves for the block with `runtime.server.serve`, on a port of its own choice. For `notice_s` see there."""
+    """Serves for the block with `runtime.server.serve`, on a port of its own choice. For `notice_s` see there.
+
+    With a certificate of the process `name` where there is one.
+    """
     settings = config.ServerSettings(
-        grpc_address="127.0.0.1:0", max_concurrent_rpcs=max_concurrent_rpcs, mesh_secret=MESH_SECRET
+        grpc_address="127.0.0.1:0",
+        max_concurrent_rpcs=max_concurrent_rpcs,
+        mesh_secret=None if tls_dir else MESH_SECRET,
+        tls_dir=tls_dir,
+        more_callers=() if tls_dir else (CALLER.name,),
     )
-    running = process.Process("test")
+    running = process.Process(name)
     with announced_port() as port:
         task = asyncio.create_task(server.serve(running, settings, registrations, services, notice_s=notice_s))
         port.of = task

@@ -28,7 +28,7 @@ from feedmesh.ranking.v1 import ranking_pb2
 from feedmesh.session.v1 import session_pb2
 from feedmesh.timeline.v1 import timeline_pb2
 from launch.valkey import Running as Valkey
-from runtime import callers, client, errors, ids, members, postgres
+from runtime import callers, errors, ids, members, mesh, postgres
 from services.graph import session_store
 from services.post import people
 from tests.fakes.databases import Databases
@@ -63,7 +63,17 @@ def rows() -> Iterator[tuple[str, list[str]]]:
             yield f"{service}.{row[1]}", [cell.strip().strip("`") for cell in row[2].split("|")]
 
 
-EXPECTED = dict(rows())
+EXPECTED = {name: cells[1:] for name, cells in rows()}
+CALLERS = {name: cells[0] for name, cells in rows()}
+
+
+def test_the_table_has_the_callers_of_the_contracts() -> None:
+    services = {method.containing_service.full_name: method.containing_service for method in METHODS.values()}
+    found = {path: names for service in services.values() for path, names in mesh.callers_of(service).items()}
+    assert all(found.values())
+    assert {
+        path.rpartition(".")[2].replace("/", "."): ", ".join(sorted(names)) for path, names in found.items()
+    } == CALLERS
 
 
 def test_the_table_has_each_rpc_once_and_nothing_else() -> None:
@@ -73,7 +83,7 @@ def test_the_table_has_each_rpc_once_and_nothing_else() -> None:
 def test_the_table_has_each_column() -> None:
     heads = re.findall(r"^\| RPC +\|(.*)\|$", TABLE.read_text(), re.MULTILINE)
     assert heads
-    assert {tuple(cell.strip() for cell in head.split("|")) for head in heads} == {COLUMNS}
+    assert {tuple(cell.strip() for cell in head.split("|")) for head in heads} == {("callers", *COLUMNS)}
     assert {len(cells) for cells in EXPECTED.values()} == {len(COLUMNS)}
 
 
@@ -211,7 +221,7 @@ class Scenes:
     shared: Scene
 
     async def of(self, method: MethodDescriptor, column: str) -> Scene:
-        own = client.is_write(method) and column in ("owner", "other", "blocked", "follower")
+        own = mesh.is_write(method) and column in ("owner", "other", "blocked", "follower")
         return await make(self.mesh) if own else self.shared
 
 
@@ -242,7 +252,7 @@ async def outcome(scenes: Scenes, scene: Scene, method: MethodDescriptor, column
     request = GetMessageClass(method.input_type)()
     about_others = fill(request, scene.values(actor), actor)
     caller = {"unknown caller": STRANGER, "admin": ADMIN}.get(column, CALLER)
-    writes = client.is_write(method)
+    writes = mesh.is_write(method)
     before = await scene.of_the_owner(actor) if writes else None
     reason, answers = await call(scenes.channels, method, request, caller, quiet_s)
     changed = writes and await scene.of_the_owner(actor) != before
@@ -308,7 +318,7 @@ async def call(
     path = f"/{method.containing_service.full_name}/{method.name}"
     parse = GetMessageClass(method.output_type).FromString
     coding = {"request_serializer": type(request).SerializeToString, "response_deserializer": parse}
-    more = {"metadata": (caller.metadatum,), "timeout": 10}
+    more = {"metadata": caller.metadata, "timeout": 10}
     try:
         if method.client_streaming:
             answers = await first_of(channel.stream_stream(path, **coding)(**more), request, quiet_s)

@@ -205,7 +205,7 @@ class _Gateway:
         self.servers: dict[str, grpc.aio.Server] = {}
         self.channels: dict[str, client.Channel] = {}
         for name, contract in CONTRACTS.items():
-            grpc_server = grpc.aio.server(interceptors=[Chain(callers.Known(MESH_SECRET))])
+            grpc_server = grpc.aio.server(interceptors=[Chain(callers.Known(MESH_SECRET, more=[CALLER.name]))])
             if name in FAKES:
                 servicer, add = FAKES[name]
                 add(servicer(mesh), grpc_server)

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from runtime import callers, client, config, context, errors, logs, process, server
-from runtime.interceptors import DEFAULT_DEADLINE_S, MAX_STREAM_S
+from runtime.mesh import DEFAULT_DEADLINE_S, MAX_STREAM_S, SHAVE_S
 from tests.contract.expect import refusal
 from tests.fakes.graph import FakeGraph
 from tests.fakes.poll import until
@@ -140,7 +140,7 @@ async def health_of(target: str, service: str = "") -> Any:
         (),
         ((callers.KEY, ""),),
         ((callers.KEY, "test"),),
-        (callers.caller("test", "the secret of another mesh, as long").metadatum,),
+        callers.caller("test", "the secret of another mesh, as long").metadata,
     ],
     ids=["nobody", "empty", "without proof", "of another mesh"],
 )
@@ -193,7 +193,7 @@ async def test_a_deadline_is_carried_and_shaved_at_each_hop() -> None:
         async with running(front) as before:
             await before.stub.GetUser(SOMEBODY, timeout=0.9)
     assert 0 < front.remaining_s[0] <= 0.9 + ROUNDING_S
-    assert 0 < back.remaining_s[0] <= left_before[0] - client.SHAVE_S + ROUNDING_S
+    assert 0 < back.remaining_s[0] <= left_before[0] - SHAVE_S + ROUNDING_S
 
 
 async def test_a_longer_timeout_does_not_outlive_the_request_that_is_served() -> None:
@@ -211,7 +211,7 @@ async def test_a_call_without_a_deadline_gets_one() -> None:
     async with running(graph) as here:
         await here.stub.GetUser(SOMEBODY)
         async with grpc.aio.insecure_channel(here.served.target) as bare:
-            await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=(CALLER.metadatum,))
+            await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=CALLER.metadata)
     for left_s in graph.remaining_s:
         assert 0 < left_s <= DEFAULT_DEADLINE_S + 0.1
 
@@ -219,7 +219,7 @@ async def test_a_call_without_a_deadline_gets_one() -> None:
 async def test_when_the_deadline_has_passed_nothing_is_called() -> None:
     graph = Graph(nothing)
     async with running(graph) as here:
-        context.deadline.set(time.monotonic() + client.SHAVE_S / 2)
+        context.deadline.set(time.monotonic() + SHAVE_S / 2)
         with refusal(errors.Unavailable, "UNAVAILABLE"):
             await here.stub.GetUser(SOMEBODY)
     assert graph.calls == 0
@@ -319,7 +319,7 @@ async def test_a_defect_is_internal_without_its_text_and_logged_with_it(caplog: 
             await here.stub.GetUser(SOMEBODY)
         async with grpc.aio.insecure_channel(here.served.target) as bare:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=(CALLER.metadatum,))
+                await GraphServiceStub(bare).GetUser(SOMEBODY, metadata=CALLER.metadata)
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in repr(caught.value)
     assert "secret" not in repr(caught.value.trailing_metadata())
@@ -352,7 +352,9 @@ async def test_a_server_that_is_gone_is_unavailable_and_found_again_when_it_is_b
         task = asyncio.create_task(
             server.serve(
                 again,
-                config.ServerSettings(grpc_address=here.served.target, mesh_secret=MESH_SECRET),
+                config.ServerSettings(
+                    grpc_address=here.served.target, mesh_secret=MESH_SECRET, more_callers=(CALLER.name,)
+                ),
                 [lambda s: add_GraphServiceServicer_to_server(graph, s)],
                 [SERVICE],
             )
@@ -473,7 +475,7 @@ async def test_a_stream_carries_id_and_deadline_and_is_counted_at_both_ends() ->
         context.deadline.set(time.monotonic() + 0.5)
         assert [record async for record in export(here, 1)]
         async with grpc.aio.insecure_channel(here.served.target) as bare:
-            call: Any = GraphServiceStub(bare).ExportUser(pb.ExportUserRequest(user_id=1), metadata=(CALLER.metadatum,))
+            call: Any = GraphServiceStub(bare).ExportUser(pb.ExportUserRequest(user_id=1), metadata=CALLER.metadata)
             assert len([record async for record in call]) == 1
     assert graph.request_ids[:2] == ["the-callers-own", "the-callers-own"]
     assert graph.request_ids[2] not in ("", "the-callers-own")
@@ -629,7 +631,9 @@ async def test_a_second_server_on_a_port_ends_with_one_clear_line(capsys: pytest
         with pytest.raises(SystemExit) as caught:
             await server.serve(
                 process.Process("second"),
-                config.ServerSettings(grpc_address=here.served.target, mesh_secret=MESH_SECRET),
+                config.ServerSettings(
+                    grpc_address=here.served.target, mesh_secret=MESH_SECRET, more_callers=(CALLER.name,)
+                ),
                 [],
                 [SERVICE],
             )

@@ -24,7 +24,7 @@ from gateway import problems
 from gateway.transcode import is_actor
 from launch import processes
 from launch import settings as launch_settings
-from runtime import client, coalesce, config, errors
+from runtime import coalesce, config, errors, mesh
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = (graph_pb2, post_pb2, ranking_pb2, session_pb2, timeline_pb2)
@@ -100,7 +100,7 @@ def test_a_batch_takes_requests_of_its_rpc_and_gives_an_outcome_for_each(method:
         outcomes.message_type.CopyToProto(item)
         types = {field.name: field.type_name for field in item.field if field.HasField("oneof_index")}
         assert types == {"result": f".{method.output_type.full_name}", "error": ".google.rpc.Status"}
-        assert client.is_write(many) == client.is_write(method)
+        assert mesh.is_write(many) == mesh.is_write(method)
 
 
 def test_every_contract_is_looked_at() -> None:
@@ -147,6 +147,8 @@ def test_every_line_of_the_docs_is_a_setting() -> None:
 @pytest.mark.parametrize("process", processes.FEEDMESH.processes, ids=lambda process: str(process.name))
 def test_the_launcher_tells_each_process_what_it_takes(process: processes.Process) -> None:
     told = {"FEEDMESH_LOG_LEVEL", "FEEDMESH_METRICS_ADDRESS", *process.settings}
+    told |= {"FEEDMESH_HEALTH_ADDRESS"}  # for clusters: nobody probes here
+    told |= {"FEEDMESH_TLS_DIR", "FEEDMESH_PLAINTEXT"} if process.is_of_mesh else set()
     told |= {f"FEEDMESH_{name.upper()}_TARGET" for name in process.calls}
     told |= {"FEEDMESH_GRPC_ADDRESS"} if process.grpc else set()
     told |= {"FEEDMESH_HTTP_HOST", "FEEDMESH_HTTP_PORT"} if process.http else set()

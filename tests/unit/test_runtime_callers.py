@@ -19,7 +19,7 @@ def named(*shown: str) -> str:
 def test_a_caller_of_the_mesh_is_known_by_name() -> None:
     known = callers.Known(SECRET)
     for _ in range(2):
-        assert known.named([("user-agent", "x"), ME.metadatum]) == "timeline-fanout"
+        assert known.named([("user-agent", "x"), *ME.metadata]) == "timeline-fanout"
 
 
 def test_the_proof_is_the_contracts() -> None:
@@ -64,11 +64,11 @@ def test_whoever_shows_nothing_is_unknown() -> None:
 
 def test_strangers_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     known = callers.Known(SECRET)
-    assert known.named([ME.metadatum]) == ME.name
+    assert known.named([*ME.metadata]) == ME.name
     for number in range(callers.MAX_KNOWN + 1):
         with pytest.raises(callers.Unknown):
             known.named([(callers.KEY, f"stranger.{number}")])
     computed: list[str] = []
     monkeypatch.setattr(callers, "caller", lambda name, _: computed.append(name))
-    assert known.named([ME.metadatum]) == ME.name
+    assert known.named([*ME.metadata]) == ME.name
     assert computed == []

@@ -155,6 +155,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 46
     """ERROR_REASON_TOO_MANY_UPLOADS: the person sends as many files at once as one may. Sent by the gateway only."""
+    ERROR_REASON_NOT_A_CALLER: _ErrorReason.ValueType  # 47
+    """The process that calls is of the mesh, but not among the RPC's callers. With PERMISSION_DENIED."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason of every service and of the gateway."""
@@ -288,4 +290,6 @@ gateway only.
 """
 ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 46
 """ERROR_REASON_TOO_MANY_UPLOADS: the person sends as many files at once as one may. Sent by the gateway only."""
+ERROR_REASON_NOT_A_CALLER: ErrorReason.ValueType  # 47
+"""The process that calls is of the mesh, but not among the RPC's callers. With PERMISSION_DENIED."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -7,6 +7,7 @@ exhaustiveness tests read them from the descriptors.
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 
@@ -17,6 +18,7 @@ SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
 BATCH_FIELD_NUMBER: _builtins.int
 LIMIT_CLASS_FIELD_NUMBER: _builtins.int
 CACHEABLE_FIELD_NUMBER: _builtins.int
+CALLERS_FIELD_NUMBER: _builtins.int
 HEADER_FIELD_NUMBER: _builtins.int
 REQUEST_HEADER_FIELD_NUMBER: _builtins.int
 ACTOR_FIELD_NUMBER: _builtins.int
@@ -37,6 +39,10 @@ limit_class: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOpt
 cacheable: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
 """cacheable marks a read whose answers have an ETag. Where nobody says who asks (neither a viewer_id nor
 Authorization), all get the same, and caches that many share may keep it for some seconds.
+"""
+callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
+"""callers are the processes that may call this RPC, besides the gateway, which may call whatever has a route or is the
+`batch` of what has one. `admin` is the operator's command line.
 """
 header: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
 """header names the HTTP header that carries this response field; the field is then no part of the JSON body.
