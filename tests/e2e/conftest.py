@@ -13,6 +13,6 @@ from tests.e2e import mesh as meshes
 @pytest_asyncio.fixture(scope="session")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[meshes.Mesh]:
     """A whole mesh, shared."""
-    with meshes.running(tmp_path_factory.mktemp("a mesh")) as shared:
+    with meshes.running(tmp_path_factory.mktemp("a mesh"), FEEDMESH_MORE_CALLERS="read-feed") as shared:
         yield shared
         await shared.http.aclose()

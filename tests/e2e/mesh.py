@@ -141,6 +141,12 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.02)
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """What a process was told."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 def parent(pid: int) -> int:
     """The parent of a process; 0 when it is gone."""
     try:

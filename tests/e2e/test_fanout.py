@@ -161,10 +161,16 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
         url = re.findall(r"Valkey +(unix:\S+)", log)[-1]
         port = settings.free_port()
         with (
-            another(mesh, "services.timeline", folder, FEEDMESH_GRPC_ADDRESS=f"127.0.0.1:{port}"),
+            another(
+                mesh,
+                "services.timeline",
+                folder,
+                FEEDMESH_GRPC_ADDRESS=f"127.0.0.1:{port}",
+                FEEDMESH_MORE_CALLERS="test",
+            ),
             another(mesh, "services.timeline.fanout", folder),
         ):
-            secret = environment_of(mesh.pids()["gateway"])["FEEDMESH_MESH_SECRET"]
+            secret = meshes.environment_of(mesh.pids()["gateway"])["FEEDMESH_MESH_SECRET"]
             async with client.connect(f"127.0.0.1:{port}", callers.caller("test", secret), SERVICE) as channel:
                 await wait_for_ready(mesh)
                 people = [await mesh.user(f"crowd{n}") for n in range(PEOPLE)]
@@ -178,7 +184,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
                     {name: f"{dsn}dbname=feedmesh_{name}" for name in ("graph", "post", "timeline")},
                     TimelineServiceStub(channel),
                     people,
-                    environment_of(mesh.pids()["services.timeline.fanout"]),
+                    meshes.environment_of(mesh.pids()["services.timeline.fanout"]),
                 )
                 await redis.aclose()
                 await mesh.http.aclose()
@@ -187,7 +193,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
 @contextmanager
 def another(mesh: Mesh, module: str, folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """One more process of a kind that the launcher started, told the same."""
-    environment = {**environment_of(mesh.pids()[module]), **settings, "FEEDMESH_METRICS_ADDRESS": "127.0.0.1:0"}
+    environment = {**meshes.environment_of(mesh.pids()[module]), **settings, "FEEDMESH_METRICS_ADDRESS": "127.0.0.1:0"}
     with (folder / f"{module}.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
@@ -195,12 +201,6 @@ def another(mesh: Mesh, module: str, folder: Path, **settings: str) -> Iterator[
     finally:
         process.terminate()
         process.wait(20)
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """What a process was told."""
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 @contextmanager
