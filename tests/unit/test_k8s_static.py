@@ -461,6 +461,13 @@ def expected_edges(overlay: str) -> set[tuple[str, str, int]]:
     return edges
 
 
+def test_what_is_not_allowed_is_denied(overlay: str) -> None:
+    assert of_kind(overlay, "NetworkPolicy")["deny"]["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+
+
 def test_pods_may_call_whom_they_call_and_nobody_else(overlay: str) -> None:
     everyone, expected = pods(overlay), expected_edges(overlay)
     for port in (GRPC, HEALTH, METRICS, HTTP, POSTGRES, REDIS):
