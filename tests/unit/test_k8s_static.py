@@ -385,6 +385,20 @@ def test_databases_take_the_connections_of_all_replicas(overlay: str) -> None:
     assert overlay != "aws" or max(needed.values()) < int(said[1])
 
 
+def test_the_collector_sends_metrics_that_there_are(overlay: str) -> None:
+    told = of_kind(overlay, "ConfigMap").get("collector")
+    assert (told is not None) == (overlay == "aws")
+    if told is None:
+        return
+    settings = yaml.safe_load(told["data"]["collector.yaml"])
+    watched = re.findall(
+        r"`([a-z_]+)(?:\{.*?\})?`", (ROOT / "docs/operating.md").read_text().partition("## What to watch")[2]
+    )
+    for declared in settings["exporters"]["awsemf"]["metric_declarations"]:
+        for pattern in declared["metric_name_selectors"]:
+            assert [name for name in watched if re.match(pattern, name)], pattern
+
+
 # Who may talk to whom.
 
 
