@@ -26,7 +26,8 @@ from runtime import config, server, streams
 from services.graph import relay as graph_relay
 from services.post import eraser
 from services.post import relay as post_relay
-from services.timeline import fanout
+from services.timeline import admin, fanout
+from services.timeline.config import AdminSettings
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "tests" / "k8s_schemas"
@@ -53,7 +54,7 @@ def lacking(what: str) -> None:
 
 @cache
 def text(overlay: str) -> str:
-    """An overlay as it is applied."""
+    """An overlay as it is applied; `<overlay>/admin` is what the operator applies besides."""
     if not (kubectl := shutil.which("kubectl")):
         lacking("kubectl")
     result = subprocess.run(
@@ -101,7 +102,7 @@ def env_of(document: Document) -> dict[str, Any]:
 
 
 def test_everything_is_valid(overlay: str) -> None:
-    for document in documents(overlay):
+    for document in [*documents(overlay), *documents(f"{overlay}/admin")]:
         group, _, version = document["apiVersion"].rpartition("/")
         schema = SCHEMAS / f"{group}_{version}_{document['kind'].lower()}.json"
         if schema.exists():
@@ -149,7 +150,8 @@ def test_checkov_finds_nothing(overlay: str, tmp_path: Path) -> None:
     """Exceptions stand in the manifests, each with its reason."""
     if not CHECKOV.exists():
         lacking("checkov")
-    (tmp_path / f"{overlay}.yaml").write_text(text(overlay))
+    (tmp_path / "overlay.yaml").write_text(text(overlay))
+    (tmp_path / "admin.yaml").write_text(text(f"{overlay}/admin"))
     shutil.copy(ROOT / "Dockerfile", tmp_path)
     command = f"{CHECKOV} --directory . --framework kubernetes dockerfile --skip-download --quiet --output json"
     result = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -399,6 +401,29 @@ def test_the_collector_sends_metrics_that_there_are(overlay: str) -> None:
             assert [name for name in watched if re.match(pattern, name)], pattern
 
 
+def test_the_operator_has_a_pod_for_commands(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [(name, job)] = of_kind(f"{overlay}/admin", "Job").items()
+    assert name == pod_of(job)["serviceAccountName"] == admin.NAME
+    # It shows who it is as the others do, and has nothing that the overlay has not.
+    told, others = env_of(job), env_of(of_kind(overlay, "Deployment")["timeline-fanout"])
+    mesh = {"FEEDMESH_PLAINTEXT", "FEEDMESH_MESH_SECRET", "FEEDMESH_TLS_DIR", "FEEDMESH_POSTGRES_DSN"}
+    assert {each: told.get(each) for each in mesh} == {each: others.get(each) for each in mesh}
+    assert container_of(job)["image"] == container_of(of_kind(overlay, "Job")["migrate-timeline"])["image"]
+    values = environment(overlay, job)
+    assert config.unknown(AdminSettings, set(values)) == []
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value)
+    settings = AdminSettings()
+    called = {each: getattr(settings, f"{each}_target") for each in ("graph", "post", "ranking", "timeline")}
+    assert called == {each: f"dns:///{each}:{GRPC}" for each in called}
+    pod = Pod(name, job["spec"]["template"]["metadata"]["labels"])
+    both = (overlay, f"{overlay}/admin")
+    for other in pods(overlay):
+        reached = any(allowed(each, "Egress", pod, GRPC, other) for each in both)
+        assert reached == (other.name in called)
+        assert any(allowed(each, "Ingress", other, GRPC, pod) for each in both) == reached
+
+
 # Who may talk to whom.
 
 
@@ -452,7 +477,7 @@ def allowed(overlay: str, kind: str, pod: Pod, port: int, other: Pod) -> bool:
         for each in of_kind(overlay, "NetworkPolicy").values()
         if kind in each["spec"]["policyTypes"] and selects(each["spec"]["podSelector"], pod.labels)
     ]
-    assert policies, f"nothing denies {kind} of {pod.name}"
+    assert policies or overlay.endswith("/admin"), f"nothing denies {kind} of {pod.name}"
     direction = {"Ingress": "from", "Egress": "to"}[kind]
     return any(True for each in policies for _ in peers(each.get(kind.lower(), ()), direction, port, other))
 
