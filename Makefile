@@ -26,7 +26,7 @@ bench-live: .venv/installed ## 10,000 clients that are told live, and what a kil
 bench-edge: .venv/installed ## what limits cost, and what one user who goes beyond them does to another
 	@exec $(BIN)/python -m bench.edge
 
-test: .venv/installed ## everything that tests it: unit, contract, integration and end-to-end
+test: .venv/installed .venv/checkov/installed ## everything that tests it: unit, contract, integration and end-to-end
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: .venv/installed ## the test of feeds on other steps each time: FEEDMESH_SOAK_STEPS of them, 50,000 if not said
@@ -52,6 +52,12 @@ lock: .venv/installed ## pin the dependencies of pyproject.toml in requirements.
 	$(BIN)/pip-compile --quiet --all-extras --generate-hashes --strip-extras --allow-unsafe \
 	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
 	    --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+	    --constraint requirements.lock --output-file requirements-run.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+	    --output-file requirements-checkov.lock requirements-checkov.in
 
 clean: ## remove the virtual environment and caches (data in .data stays)
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -61,4 +67,10 @@ clean: ## remove the virtual environment and caches (data in .data stays)
 .venv/installed: requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+# What checks manifests, apart: it pins what it needs. After .venv, which clears the folder.
+.venv/checkov/installed: requirements-checkov.lock .venv/installed
+	$(PYTHON) -m venv --clear .venv/checkov
+	.venv/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-checkov.lock
 	@touch $@

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
-from runtime import callers, client, config, context, errors, logs, process, server
+from runtime import callers, client, config, context, errors, logs, mesh, process, server
 from runtime.mesh import DEFAULT_DEADLINE_S, MAX_STREAM_S, SHAVE_S
 from tests.contract.expect import refusal
 from tests.fakes.graph import FakeGraph
@@ -390,6 +390,57 @@ async def test_one_replica_of_two_that_is_gone_is_not_missed() -> None:
             await until(both_are_called)
             await first.served.stop()
             for _ in range(20):
+                await stub.GetUser(SOMEBODY)
+
+
+async def test_a_replica_that_always_fails_is_left_out_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> None:
+        raise errors.Unavailable("this replica cannot")
+
+    monkeypatch.setattr(mesh, "OUTLIERS", mesh.Outliers(interval_s=0.5, first_ejection_s=2))
+    good, bad = Graph(nothing), Graph(fail)
+    async with (
+        running(good) as first,
+        running(bad) as second,
+        client.connect(f"{first.served.target},{second.served.target}", CALLER, SERVICE) as channel,
+    ):
+        stub = GraphServiceStub(channel)
+        request = pb.CreateUserRequest(username="ann", email="ann@example.org")  # a write is not tried again
+
+        async def failed_of(calls: int) -> int:
+            before = bad.calls
+            for _ in range(calls):
+                with contextlib.suppress(errors.Unavailable):
+                    await stub.CreateUser(request)
+            return bad.calls - before
+
+        assert await failed_of(20)
+        async with asyncio.timeout(20):
+            while await failed_of(20):
+                await asyncio.sleep(0.1)
+        # It is asked again later, and stays if it is well by then.
+        bad.act = nothing
+        async with asyncio.timeout(20):
+            while not await failed_of(20):
+                await asyncio.sleep(0.1)
+
+
+async def test_of_replicas_that_all_refuse_none_is_left_out_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there is NOT_FOUND at each of them, and whoever asks for it keeps nobody else from the rest."""
+
+    async def absent() -> None:
+        raise errors.NotFound("USER_NOT_FOUND", "nobody")
+
+    monkeypatch.setattr(mesh, "OUTLIERS", mesh.Outliers(interval_s=0.5, first_ejection_s=2))
+    async with (
+        running(Graph(absent)) as first,
+        running(Graph(absent)) as second,
+        client.connect(f"{first.served.target},{second.served.target}", CALLER, SERVICE) as channel,
+    ):
+        stub = GraphServiceStub(channel)
+        end = asyncio.get_running_loop().time() + 3
+        while asyncio.get_running_loop().time() < end:
+            with refusal(errors.NotFound, "USER_NOT_FOUND"):
                 await stub.GetUser(SOMEBODY)
 
 
