@@ -84,7 +84,8 @@ def issuer_of(settings: Settings, channels: Mapping[str, client.Channel]) -> Own
         return OwnIssuer(channels["session"])
     if settings.auth == "oidc":
         issuer, audience = str(settings.oidc_issuer), str(settings.oidc_audience)  # there, say the settings
-        return OidcIssuer(channels["session"], issuer, audience, settings.oidc_types.split(","))
+        cognito = settings.oidc_tokens == "cognito"
+        return OidcIssuer(channels["session"], issuer, audience, settings.oidc_types.split(","), cognito=cognito)
     return None
 
 

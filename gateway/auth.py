@@ -29,6 +29,7 @@ ALGORITHMS: Mapping[type[Key], Collection[str]] = {
     OKPKey: ("EdDSA", "Ed25519"),
 }
 """What a key may have signed with. Nothing symmetric: whoever can verify could sign."""
+NO_TYPE = ("",)
 MIN_RSA_BITS = 2_048
 MAX_KEYS = 100
 MAX_TOKEN_BYTES = 8_192
@@ -133,18 +134,27 @@ class Tokens:
     """Tells who a request's `Authorization` is."""
 
     def __init__(
-        self, ring: KeyRing, identify: Identify, *, issuer: str, audience: str, types: Collection[str]
+        self,
+        ring: KeyRing,
+        identify: Identify,
+        *,
+        issuer: str,
+        audience: str,
+        types: Collection[str],
+        cognito: bool = False,
     ) -> None:
-        """`types` are the values of `typ` that an access token may have, in lower case, without `application/`."""
+        """`types` are the values of `typ` that an access token may have, in lower case, without `application/`.
+
+        Those of Amazon Cognito have neither a type nor an audience: what they are is in `token_use`, for whom in
+        `client_id`.
+        """
         self._ring = ring
         self._identify = identify
-        self._types = types
+        self._types = NO_TYPE if cognito else types
+        kind = {"client_id": audience, "token_use": "access"} if cognito else {"aud": audience}
+        needed: Any = {name: {"essential": True, "value": value} for name, value in {"iss": issuer, **kind}.items()}
         self._claims = jwt.JWTClaimsRegistry(
-            leeway=LEEWAY_S,
-            iss={"essential": True, "value": issuer},
-            aud={"essential": True, "value": audience},
-            exp={"essential": True},
-            sub={"essential": True},
+            leeway=LEEWAY_S, exp={"essential": True}, sub={"essential": True}, **needed
         )
         self._known: dict[bytes, tuple[Identity, float]] = {}
         """By the token's hash, and until when that is enough."""
@@ -183,9 +193,9 @@ class Tokens:
             header = jws.extract_compact(token).headers()
         except (JoseError, ValueError, TypeError, RecursionError):
             raise invalid("it is no JWT") from None
-        kind, kid = header.get("typ"), header.get("kid")
+        kind, kid = header.get("typ", ""), header.get("kid")
         if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in self._types:
-            raise invalid(f"its typ is none of {', '.join(self._types)}")
+            raise invalid(f"its typ is none of {', '.join(self._types) or 'none'}")
         if "crit" in header:
             raise invalid("it asks for what is not understood here (crit)")
         # The header says which key and nothing of what it is: `jwk`, `jku` and the like are not looked at.

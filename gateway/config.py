@@ -76,6 +76,8 @@ class Settings(RedisSettings, config.MeshSettings):
     """The issuer, as its tokens have it in `iss`."""
     oidc_audience: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     """What its tokens must have in `aud`."""
+    oidc_tokens: Literal["rfc9068", "cognito"] = "rfc9068"
+    """What access tokens are like: as RFC 9068 has them, or as Amazon Cognito makes them."""
     oidc_types: Annotated[str, StringConstraints(pattern=r"^[a-z0-9+.-]+(,[a-z0-9+.-]+)*$")] = "at+jwt"
     """What they may have in `typ`, joined by commas. RFC 9068 says at+jwt; some issuers say jwt."""
     media_url: blobs.Url

@@ -80,12 +80,14 @@ async def identify(claims: Mapping[str, Any]) -> Identity:
 class OidcIssuer:
     """An issuer of OpenID Connect, whose subjects are people here by `POST /users` (Discovery 1.0, 4; RFC 7517)."""
 
-    def __init__(self, channel: client.Channel, issuer: str, audience: str, types: Sequence[str]) -> None:
+    def __init__(
+        self, channel: client.Channel, issuer: str, audience: str, types: Sequence[str], *, cognito: bool = False
+    ) -> None:
         stub: Any = SessionServiceStub(channel)
         self._get_identity = stub.GetIdentity
         self._issuer = issuer
         self._ring = KeyRing(self._keys)
-        self.tokens = Tokens(self._ring, self._identify, issuer=issuer, audience=audience, types=types)
+        self.tokens = Tokens(self._ring, self._identify, issuer=issuer, audience=audience, types=types, cognito=cognito)
 
     async def run(self) -> None:
         """Keeps up with keys, until it is cancelled."""

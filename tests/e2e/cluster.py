@@ -103,6 +103,8 @@ class Pod:
     env: dict[str, str]
     log: Path
     process: asyncio.subprocess.Process
+    code: Path
+    """Where the code is that it runs."""
     ready: bool = False
     started: bool = False
     """Whether its startup probe was answered."""
@@ -191,8 +193,8 @@ class Cluster:
                         break
         return found
 
-    async def start(self, name: str, document: Document | None = None) -> Pod:
-        """One more pod of a Deployment; it is probed from now on."""
+    async def start(self, name: str, document: Document | None = None, code: Path = ROOT) -> Pod:
+        """One more pod of a Deployment; it is probed from now on. `code` is a release's."""
         document = document or self.deployments[name]
         container = container_of(document)
         number = next(ADDRESSES)
@@ -212,7 +214,7 @@ class Cluster:
         spec = document["spec"]["template"]["spec"]
         grace_s = spec.get("terminationGracePeriodSeconds", 30)
         log = self.folder / f"{name}-{number}.log"
-        pod = Pod(name, address, container, grace_s, env, log, await self.run(container, env, log))
+        pod = Pod(name, address, container, grace_s, env, log, await self.run(container, env, log, code), code)
         pod.task = asyncio.create_task(self.keep(pod))
         self.pods.append(pod)
         return pod
@@ -227,14 +229,16 @@ class Cluster:
         self.authority.issue([account], mesh=uri.removesuffix("${SERVICE_ACCOUNT_NAME}"))
         return self.folder / "tls" / account
 
-    async def run(self, container: Document, env: Mapping[str, str], log: Path) -> asyncio.subprocess.Process:
+    async def run(
+        self, container: Document, env: Mapping[str, str], log: Path, code: Path = ROOT
+    ) -> asyncio.subprocess.Process:
         """Starts a container's command; "python" is ours."""
         program, *arguments = container["command"]
         assert program == "python"
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         with log.open("ab") as output:
             return await asyncio.create_subprocess_exec(
-                sys.executable, *arguments, cwd=ROOT, env={**kept, **env}, stdout=output, stderr=output
+                sys.executable, *arguments, cwd=code, env={**kept, **env}, stdout=output, stderr=output
             )
 
     async def keep(self, pod: Pod) -> None:
@@ -247,7 +251,7 @@ class Cluster:
                 if pod.leaving:
                     return
                 pod.restarts += 1
-                pod.process = await self.run(pod.container, pod.env, pod.log)
+                pod.process = await self.run(pod.container, pod.env, pod.log, pod.code)
             fault = "" if pod.started else await probed(pod, "startupProbe")
             if not fault:
                 pod.started = True

@@ -9,10 +9,11 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.e2e.cluster import Cluster, ClusterError, Document, Stores, cluster
 
 PASSWORD = "correct horse battery staple"
 PATIENCE_S = 30.0
+READERS, WRITERS = 8, 4
+PEOPLE = itertools.count(1)
 SERVING = ("graph", "post", "ranking", "timeline", "session", "gateway")
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001a5f64540"
@@ -37,6 +40,7 @@ class Client:
     """A client that tries idempotent calls again: on 503, and where a connection breaks."""
 
     cluster: Cluster
+    stack: AsyncExitStack
     http: httpx.AsyncClient
     headers: dict[str, str] = field(default_factory=dict)
     again: int = 0
@@ -64,12 +68,13 @@ class Client:
             await asyncio.sleep(0.05)
 
     async def signed_up(self, name: str) -> tuple[int, Client]:
-        """A new person, and a client of theirs."""
+        """A new person, and a client of theirs, at an address of their own: limits count by that, too."""
+        self = Client(self.cluster, self.stack, await self.stack.enter_async_context(connections()))
         body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
         user_id = (await self.ask("POST", "/users", json=body))["user_id"]
         session = await self.ask("POST", "/sessions", json={"username": name, "password": PASSWORD})
         headers = {"authorization": f"Bearer {session['access_token']}"}
-        return user_id, Client(self.cluster, self.http, headers)
+        return user_id, Client(self.cluster, self.stack, self.http, headers)
 
     async def shows(self, wanted: set[int]) -> None:
         """Waits until the feed is these posts, each once."""
@@ -90,10 +95,19 @@ class Client:
             await asyncio.sleep(0.1)
 
 
+def connections() -> httpx.AsyncClient:
+    """Of one client: a connection each time, so that a balancer would choose each time."""
+    number = next(PEOPLE)
+    transport = httpx.AsyncHTTPTransport(
+        local_address=f"127.90.{number >> 8}.{number & 255}", limits=httpx.Limits(max_keepalive_connections=0)
+    )
+    return httpx.AsyncClient(timeout=20, transport=transport)
+
+
 @asynccontextmanager
 async def client_of(made: Cluster) -> AsyncIterator[Client]:
-    async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_keepalive_connections=0)) as http:
-        yield Client(made, http)
+    async with AsyncExitStack() as stack:
+        yield Client(made, stack, await stack.enter_async_context(connections()))
 
 
 @pytest.fixture(scope="module")
@@ -283,45 +297,55 @@ async def test_a_process_waits_for_a_migration_that_is_half_done(
 class Load:
     """What clients do meanwhile, and what came of it."""
 
-    reader: Client
-    writer: Client
+    readers: list[Client]
+    writers: list[Client]
     posted: set[int] = field(default_factory=set)
     reads: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def read(self) -> None:
-        """Reads a feed again and again."""
+    async def read(self, reader: Client) -> None:
+        """Reads a feed again and again, as fast as limits allow."""
         while not self.stopping.is_set():
-            await self.reader.ask("GET", "/feed", params={"limit": 20})
+            await reader.ask("GET", "/feed", params={"limit": 20})
             self.reads += 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
-    async def write(self) -> None:
-        """Posts again and again."""
+    async def write(self, writer: Client) -> None:
+        """Posts again and again, likewise."""
         for number in itertools.count():
             if self.stopping.is_set():
                 return
-            post = await self.writer.ask("POST", "/posts", json={"content": f"post {number}"})
+            post = await writer.ask("POST", "/posts", json={"content": f"post {number}"})
             self.posted.add(post["post_id"])
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+
+    @property
+    def again(self) -> int:
+        """Tries that were made again."""
+        return sum(client.again for client in (*self.readers, *self.writers))
 
 
 @asynccontextmanager
 async def loaded(made: Cluster, mark: str) -> AsyncIterator[Load]:
     """Clients that read and write for the block. None of their requests may fail, nor any post be lost."""
     async with client_of(made) as anybody:
-        author, writer = await anybody.signed_up(f"writer{mark}")
-        _, reader = await anybody.signed_up(f"reader{mark}")
-        await reader.ask("POST", "/follow", json={"following_id": author})
-        load = Load(reader, writer)
+        people = [await anybody.signed_up(f"{mark}{number}") for number in range(READERS + WRITERS)]
+        readers, writers = people[:READERS], people[READERS:]
+        for _, reader in readers:
+            for author, _ in writers:
+                await reader.ask("POST", "/follow", json={"following_id": author})
+        load = Load([client for _, client in readers], [client for _, client in writers])
         async with asyncio.TaskGroup() as group:
-            for work in (*[load.read] * 4, load.write):
-                group.create_task(work())
+            for client in load.readers:
+                group.create_task(load.read(client))
+            for client in load.writers:
+                group.create_task(load.write(client))
             try:
                 yield load
             finally:
                 load.stopping.set()
-        await reader.shows(load.posted)
+        for client in load.readers:
+            await client.shows(load.posted)
 
 
 async def calls_of(address: str) -> float:
@@ -359,7 +383,7 @@ async def test_a_replica_that_is_killed_is_missed_by_nobody(prod: Cluster, name:
         before = load.reads
         while load.reads < before + 20:
             await asyncio.sleep(0.05)
-        clusters.log.info("%s killed: %d reads, %d tried again", name, load.reads, load.reader.again)
+        clusters.log.info("%s killed: %d reads, %d tried again", name, load.reads, load.again)
 
 
 @pytest.mark.timeout(900)
@@ -367,7 +391,36 @@ async def test_a_rolling_restart_of_everything_is_noticed_by_nobody(prod: Cluste
     async with loaded(prod, "roll") as load:
         for name in prod.deployments:
             await prod.roll(name)
-    tried = load.reader.again + load.writer.again
-    clusters.log.info("%d reads, %d posts, %d tries again", load.reads, len(load.posted), tried)
+    clusters.log.info("%d reads, %d posts, %d tries again", load.reads, len(load.posted), load.again)
     assert load.reads > 100
     assert load.posted
+
+
+@pytest.fixture(scope="module")
+def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The code of the commit before."""
+    folder = tmp_path_factory.mktemp("before")
+    archive = subprocess.run(
+        ["git", "archive", "HEAD~1", "runtime", "services", "gateway", "feedmesh"],
+        cwd=clusters.ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if archive.returncode:
+        pytest.skip(f"no commit before: {archive.stderr.decode()}")
+    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    return folder
+
+
+@pytest.mark.timeout(600)
+async def test_replicas_of_the_release_before_run_beside(prod: Cluster, release_before: Path) -> None:
+    async with loaded(prod, "before") as load:
+        old = [await prod.start(name, code=release_before) for name in SERVING]
+        await prod.until_ready(*old)
+        before = load.reads
+        while load.reads < before + 200 or not all(
+            [await calls_of(pod.address) for pod in old if pod.name != "gateway"]
+        ):
+            await asyncio.sleep(0.5)
+        await goes_round(prod, "both")
+        await prod.stop(*old)

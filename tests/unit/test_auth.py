@@ -184,6 +184,31 @@ async def test_types_are_a_matter_of_settings() -> None:
     assert (await tokens()(signed(EC, {"typ": "application/at+jwt"}))).user_id == 7
 
 
+def of_cognito(key: Key = RSA, typ: str | None = None, **changed: Any) -> bytes:
+    """A token as Cognito makes them."""
+    said = claims(**{"aud": None, "client_id": AUDIENCE, "token_use": "access", "username": "somebody"} | changed)
+    header = {"alg": "RS256", "kid": key.kid} | ({"typ": typ} if typ else {})
+    registry = jws.JWSRegistry(algorithms=["RS256"])
+    return jws.serialize_compact(header, json.dumps(said), key, registry=registry).encode()
+
+
+async def test_of_cognito_an_access_token_of_our_client_counts_and_nothing_else() -> None:
+    of = Tokens(KeyRing(Issuer(*KEYS)), identify, issuer=ISSUER, audience=AUDIENCE, types=("at+jwt",), cognito=True)
+    assert (await of(of_cognito())).subject == "somebody"
+    for token in (
+        of_cognito(token_use="id", aud=AUDIENCE),  # an ID token
+        of_cognito(token_use=None),
+        of_cognito(client_id="another"),
+        of_cognito(client_id=None, aud=AUDIENCE),
+        of_cognito(iss="https://another.example"),
+        of_cognito(exp=int(time.time()) - 60),
+        of_cognito(typ="JWT"),
+        signed(said=claims(client_id=AUDIENCE, token_use="access")),
+    ):
+        await refused(of, token)
+    await refused(tokens(), of_cognito())  # elsewhere it is none
+
+
 async def test_a_token_is_verified_once() -> None:
     seen = []
 
