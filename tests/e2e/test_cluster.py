@@ -24,6 +24,7 @@ import pytest_asyncio
 
 from tests.e2e import cluster as clusters
 from tests.e2e.cluster import Cluster, ClusterError, Document, Stores, cluster
+from tests.e2e.mesh import ROOT
 
 PASSWORD = "correct horse battery staple"
 PATIENCE_S = 30.0
@@ -403,7 +404,7 @@ def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
     archive = subprocess.run(
         ["git", "archive", "HEAD~1", "runtime", "services", "gateway", "feedmesh"],
-        cwd=clusters.ROOT,
+        cwd=ROOT,
         capture_output=True,
         check=False,
     )
