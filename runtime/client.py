@@ -81,7 +81,7 @@ class Channel(grpc.aio.Channel):
         return call
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """The callable of a unary method, as the generated stubs ask for it."""
+        """The callable of a unary method, as the generated stubs ask for it. It is kept: make each once."""
         call = around(method, self._call(lambda channel: channel.unary_unary(method, *args, **kwargs)), self._caller)
 
         def read_by(parse: Callable[[bytes], Any]) -> Any:

@@ -91,7 +91,9 @@ class ServerSettings(MeshSettings):
 
 def is_here(address: str) -> bool:
     """Whether an address (see Address), or all of a Target, is on this machine alone."""
-    return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in address.split(","))
+    return all(
+        each.startswith("unix:") or is_loopback(each.rpartition(":")[0].strip("[]")) for each in address.split(",")
+    )
 
 
 def is_loopback(host: str) -> bool:

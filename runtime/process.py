@@ -85,10 +85,8 @@ def run(name: str, settings: config.Settings, serve: Callable[[Process], Awaitab
             loop.add_signal_handler(number, process.stop)
         await process.report(LIVE, True)
         await process.report("", not isinstance(settings, config.ServerSettings))
-        keeper = callers.certificate(name, settings) if isinstance(settings, config.MeshSettings) else None
-        async with answering_probes(process, settings.health_address):
-            look = process.every(tls.LOOK_S, "look_at_certificate", keeper.look) if keeper else asyncio.sleep(0)
-            await asyncio.gather(serve(process), look)
+        async with answering_probes(process, settings.health_address), following_certificate(process, settings):
+            await serve(process)
 
     # What was imported stays: the collector need not look at it again. Nor at caches, which a pass over all would, but
     # seldom; nor at new objects so often as it would by itself, which was a tenth of the timeline's CPU. All wait while
@@ -124,6 +122,20 @@ async def answering_probes(process: Process, address: str | None) -> AsyncIterat
         yield
     finally:
         await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def following_certificate(process: Process, settings: config.Settings) -> AsyncIterator[None]:
+    """Takes the process's certificates as they come, for the block; where it has one."""
+    keeper = callers.certificate(process.name, settings) if isinstance(settings, config.MeshSettings) else None
+    if keeper is None:
+        yield
+        return
+    looking = asyncio.create_task(process.every(tls.LOOK_S, "look_at_certificate", keeper.look))
+    try:
+        yield
+    finally:
+        looking.cancel()
 
 
 def split_address(address: str) -> tuple[str, int]:
