@@ -71,8 +71,9 @@ class Connections(NamedTuple):
     first_backoff_s: float = 0.05
     most_backoff_s: float = 1.0
     """A service that restarts is found again within a second; the default waits up to two minutes."""
-    connect_s: float = 1.0
-    """How long an attempt to connect may take at least: a busy server shakes hands in its time."""
+    connect_s: float = 5.0
+    """How long an attempt to connect may take at least. A busy server shakes hands in its time, and callers wait for
+    that within their deadlines; where the attempt fails, they fail at once."""
     ping_s: float = 10
     """Without an answer within `ping_timeout_s` the connection is broken, whatever TCP says."""
     ping_timeout_s: float = 5

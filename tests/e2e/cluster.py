@@ -39,14 +39,16 @@ from tests.e2e.mesh import ROOT
 
 log = logging.getLogger(__name__)
 Document = dict[str, Any]
-LOOK_S = 0.2
+LOOK_S = 0.5
 """How often pods are probed, whatever their period: as often as it takes to see it soon."""
+UNWELL = 3
+"""After how many failures of its liveness Kubernetes would kill a pod."""
 START_S = 120.0
 AGAIN_S = 1.0
 """After how long what ended is started again."""
 TTL_S = 1
-ADDRESSES = itertools.count(256 * 256 * 77 + 10)
-"""Of pods, within 127.0.0.0/8; no two clusters of a process have the same."""
+ADDRESSES = itertools.count((64 << 16) + ((os.getpid() & 0x1FFF) << 9) + 1)
+"""Of pods, within 127.0.0.0/8; tests that run at the same time have others."""
 DATABASE = re.compile(r"postgresql://.*/(\w+)")
 TARGET = re.compile(r"dns:///([a-z-]+):([0-9]+)")
 
@@ -111,6 +113,8 @@ class Pod:
     leaving: bool = False
     why: str = "it was not probed yet"
     restarts: int = 0
+    unwell: int = 0
+    """How many liveness probes one after the other have failed."""
     task: asyncio.Task[None] | None = None
 
     @property
@@ -243,34 +247,37 @@ class Cluster:
 
     async def keep(self, pod: Pod) -> None:
         """Probes a pod, and starts it again when it ended."""
-        while not pod.leaving:
-            if pod.process.returncode is not None:
-                pod.ready = pod.started = False
-                pod.why = f"it ended with exit code {pod.process.returncode}: {pod.last_words}"
-                await asyncio.sleep(AGAIN_S)
-                if pod.leaving:
-                    return
-                pod.restarts += 1
-                pod.process = await self.run(pod.container, pod.env, pod.log, pod.code)
-            fault = "" if pod.started else await probed(pod, "startupProbe")
-            if not fault:
-                pod.started = True
-                fault = await probed(pod, "livenessProbe")
-            if fault and pod.started:
-                pod.restarts += 1  # a few failures are allowed there, and one is too many here
-                pod.why = fault
-            fault = fault or await probed(pod, "readinessProbe")
-            pod.ready = not fault and pod.process.returncode is None
-            if fault and pod.process.returncode is None and not pod.restarts:
-                pod.why = fault  # what it ended with says more
-            await asyncio.sleep(LOOK_S)
+        async with Prober(pod) as probed:
+            while not pod.leaving:
+                if pod.process.returncode is not None:
+                    pod.ready = pod.started = False
+                    pod.why = f"it ended with exit code {pod.process.returncode}: {pod.last_words}"
+                    await asyncio.sleep(AGAIN_S)
+                    if pod.leaving:
+                        return
+                    pod.restarts += 1
+                    pod.process = await self.run(pod.container, pod.env, pod.log, pod.code)
+                if not pod.started:
+                    fault = await probed("startupProbe")
+                    pod.started = not fault
+                elif fault := await probed("livenessProbe"):
+                    pod.unwell += 1
+                else:
+                    pod.unwell = 0
+                    fault = await probed("readinessProbe")
+                    pod.ready = not fault and pod.process.returncode is None
+                if fault:
+                    pod.ready = False
+                    if pod.process.returncode is None and not pod.restarts:
+                        pod.why = fault  # what it ended with says more
+                await asyncio.sleep(LOOK_S)
 
     async def until_ready(self, *pods: Pod, within_s: float = START_S) -> None:
         """Waits for pods. Raises ClusterError, which says of each that is not ready why."""
         end = time.monotonic() + within_s
         while not all(pod.ready for pod in pods):
             late = time.monotonic() > end
-            if late or any(pod.restarts > 1 for pod in pods):
+            if late or any(pod.restarts > 1 or pod.unwell >= UNWELL for pod in pods):
                 raise ClusterError("; ".join(f"{pod.name}: {pod.why}" for pod in pods if not pod.ready))
             await asyncio.sleep(0.05)
         for pod in pods:
@@ -344,29 +351,51 @@ def port_of(container: Document, port: int | str) -> int:
     return int(named[port])
 
 
-async def probed(pod: Pod, kind: str) -> str:
-    """Sends a probe; "" or what is wrong."""
-    probe = pod.container.get(kind)
-    if probe is None:
-        return f"it has no {kind}"
-    timeout_s = probe.get("timeoutSeconds", 1) + 4  # a machine of two cores starts them all at once
-    if "httpGet" in probe:
-        port = port_of(pod.container, probe["httpGet"]["port"])
+class Prober:
+    """Sends a pod's probes, over connections that stay."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._pod = pod
+        self._stack = contextlib.AsyncExitStack()
+        self._http = httpx.AsyncClient()
+        self._channels: dict[int, grpc.aio.Channel] = {}
+
+    async def __aenter__(self) -> Prober:
+        await self._stack.enter_async_context(self._http)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def __call__(self, kind: str) -> str:
+        """Sends a probe; "" or what is wrong."""
+        pod = self._pod
+        probe = pod.container.get(kind)
+        if probe is None:
+            return f"it has no {kind}"
+        timeout_s = probe.get("timeoutSeconds", 1) + 4  # a machine of two cores starts them all at once
+        if "httpGet" in probe:
+            port = port_of(pod.container, probe["httpGet"]["port"])
+            try:
+                answer = await self._http.get(
+                    f"http://{pod.address}:{port}{probe['httpGet']['path']}", timeout=timeout_s
+                )
+            except httpx.HTTPError as error:
+                return f"its {kind} at port {port} finds nobody: {type(error).__name__}"
+            said = f"its {kind} is answered {answer.status_code}: {answer.text[:200]}"
+            return "" if answer.status_code == 200 else said
+        port, service = port_of(pod.container, probe["grpc"]["port"]), probe["grpc"].get("service", "")
+        if port not in self._channels:
+            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+            channel = grpc.aio.insecure_channel(f"{pod.address}:{port}", options=options)
+            self._channels[port] = await self._stack.enter_async_context(channel)
+        health: Any = health_pb2_grpc.HealthStub(self._channels[port])
         try:
-            async with httpx.AsyncClient(timeout=timeout_s) as http:
-                answer = await http.get(f"http://{pod.address}:{port}{probe['httpGet']['path']}")
-        except httpx.HTTPError as error:
-            return f"its {kind} at port {port} finds nobody: {type(error).__name__}"
-        return "" if answer.status_code == 200 else f"its {kind} is answered {answer.status_code}: {answer.text[:200]}"
-    port, service = port_of(pod.container, probe["grpc"]["port"]), probe["grpc"].get("service", "")
-    async with grpc.aio.insecure_channel(f"{pod.address}:{port}") as channel:
-        health: Any = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+            found = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             return f"its {kind} at port {port} is answered {error.code().name}"
-    serving = health_pb2.HealthCheckResponse.SERVING
-    return "" if answer.status == serving else f"its {kind} at port {port} is answered {answer.status}"
+        serving = health_pb2.HealthCheckResponse.SERVING
+        return "" if found.status == serving else f"its {kind} at port {port} is answered {found.status}"
 
 
 class Stores(NamedTuple):

@@ -306,7 +306,7 @@ def test_ports_and_probes_are_there(overlay: str) -> None:
         probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
         if process.http:
             paths = {kind: probe["httpGet"] for kind, probe in probes.items()}
-            assert paths["readiness"] == {"path": "/readyz", "port": "http"}
+            assert paths["readiness"] == {"path": "/healthz", "port": "http"}
             # What lives is not started again because something else does not.
             assert paths["startup"] == paths["liveness"] == {"path": "/healthz", "port": "http"}
         else:
