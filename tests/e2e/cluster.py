@@ -149,11 +149,13 @@ class Cluster:
         return {name: each for name, each in found.items() if "feedmesh" in container_of(each)["image"]}
 
     def addresses(self, service: str) -> list[str] | None:
-        """Of the pods of a Service that are ready; None where there is no Service of the name."""
+        """Of the pods of a Service, that are ready unless it says otherwise; None where there is none of the name."""
         if (document := self.of_kind("Service").get(service)) is None:
             return None
-        selector = document["spec"]["selector"]["app.kubernetes.io/name"]
-        return [pod.address for pod in self.pods if pod.name == selector and pod.ready and not pod.leaving]
+        spec = document["spec"]
+        pods = [pod for pod in self.pods if pod.name == spec["selector"]["app.kubernetes.io/name"]]
+        all_of_them = spec.get("publishNotReadyAddresses", False)
+        return [pod.address for pod in pods if all_of_them or (pod.ready and not pod.leaving)]
 
     # What Kubernetes makes of a container's description.
 
@@ -291,12 +293,11 @@ class Cluster:
                     ) from None
 
     async def stop(self, *pods: Pod) -> None:
-        """Ends pods as Kubernetes does: no longer in the DNS, preStop, SIGTERM, and in the end SIGKILL."""
+        """Ends pods as Kubernetes does: no longer ready, preStop, SIGTERM, and in the end SIGKILL."""
         await asyncio.gather(*(self._stop(pod) for pod in pods))
 
     async def _stop(self, pod: Pod) -> None:
         pod.leaving = True
-        self.pods.remove(pod)
         sleep_s = pod.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         await asyncio.sleep(sleep_s)
         with contextlib.suppress(ProcessLookupError):
@@ -309,6 +310,7 @@ class Cluster:
             await pod.process.wait()
             raise ClusterError(f"{pod.name} did not end within its grace of {pod.grace_s} s") from None
         finally:
+            self.pods.remove(pod)
             if pod.task is not None:
                 pod.task.cancel()
 
