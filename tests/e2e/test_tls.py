@@ -18,7 +18,7 @@ from launch.certificates import Authority
 from tests.e2e import mesh as meshes
 from tests.e2e.mesh import ROOT, Mesh
 
-EVERY_S, FOR_S = (float(part) for part in os.environ.get("FEEDMESH_TEST_ROTATION", "2/24").split("/"))
+EVERY_S, FOR_S = (float(part) for part in os.environ.get("TEST_ROTATION", "2/24").split("/"))
 """How often certificates change, and for how long."""
 READERS, WRITERS = 6, 2
 
