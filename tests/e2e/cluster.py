@@ -1,9 +1,9 @@
 """A cluster on this machine: the pods of rendered manifests as processes, each on a loopback address of its own.
 
 What a container is told (command, environment, ports, probes) is taken as it stands, and what Kubernetes does around it
-is done here: secrets, the pod's address (127.x.y.z), the DNS of services, probes as
-the kubelet sends them, a new start of what ended, rolling updates with a surge of one. Other is only what is not ours:
-Postgres and Redis are the embedded ones, whatever their images, and a volume is a folder.
+is done here: secrets, the pod's address (127.x.y.z), the DNS of services, probes as the kubelet sends them, a new start
+of what ended, rolling updates with a surge of one. Other is only what is not ours: Postgres and Redis are the embedded
+ones, whatever their images, and a volume is a folder.
 """
 
 from __future__ import annotations
