@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY_BYTES = 2**20
-MAX_DRAINED_BYTES = 8 * 2**20
+MAX_DRAINED_BYTES = 64 * 2**20
 """How much of a body that nobody wants is read, so that the client reads its answer rather than a reset."""
 DRAIN_S = 5.0
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -158,13 +158,13 @@ class Body:
         return bytes(content)
 
     async def skip(self) -> None:
-        """Reads and forgets a body that nobody asked for. Raises Error (BODY_TOO_LARGE above 8 MiB)."""
+        """Reads and forgets a body that nobody asked for. Raises Error (BODY_TOO_LARGE above 64 MiB)."""
         if not self.done and not await self.drain():
             self._late = True
             raise too_large(MAX_DRAINED_BYTES) if self._seen > MAX_DRAINED_BYTES else too_late()
 
     async def drain(self) -> bool:
-        """Reads and forgets the rest, up to 8 MiB or 5 s into the request. Returns whether it came to its end."""
+        """Reads and forgets the rest, up to 64 MiB or 5 s into the request. Returns whether it came to its end."""
         try:
             async with asyncio.timeout_at(self._until):
                 while not self.done and self._seen <= MAX_DRAINED_BYTES:

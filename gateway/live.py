@@ -546,6 +546,9 @@ class Hub:
             await self._some_concerned.wait()
             begun = time.monotonic()
             some = list(itertools.islice(self._concerned, RPC_ITEMS))
+            if not some:  # they have left
+                self._some_concerned.clear()
+                continue
             for each in some:
                 del self._concerned[each]
             try:

@@ -23,6 +23,10 @@ ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 
 
+class NotNowError(AssertionError):
+    """The mesh cannot answer now: a client tries again."""
+
+
 @dataclass
 class Mesh:
     """A running mesh."""
@@ -59,6 +63,8 @@ class Mesh:
     async def get(self, path: str, **query: Any) -> Json:
         """A GET that must succeed; the answer."""
         response = await self.http.get(path, params=query)
+        if response.status_code == 503:
+            raise NotNowError(response.text)
         assert response.status_code == 200, response.text
         return dict(response.json())
 
@@ -70,7 +76,12 @@ class Mesh:
         wanted = sorted(post_ids, reverse=True)
         begun = time.monotonic()
         while True:
-            posts = await self.scroll("/feed", itertools.cycle([100]), user_id=user_id, order="latest")
+            try:
+                posts = await self.scroll("/feed", itertools.cycle([100]), user_id=user_id, order="latest")
+            except NotNowError:
+                if time.monotonic() > begun + seconds:
+                    raise
+                continue
             shown = [post["post_id"] for post in posts]
             assert len(shown) == len(set(shown)), "a post was shown twice"
             if shown == wanted:
