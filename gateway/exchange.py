@@ -159,6 +159,8 @@ class Body:
 
     async def skip(self) -> None:
         """Reads and forgets a body that nobody asked for. Raises Error (BODY_TOO_LARGE above 64 MiB)."""
+        if self._length is not None and self._length > MAX_DRAINED_BYTES:
+            raise too_large(MAX_DRAINED_BYTES)
         if not self.done and not await self.drain():
             self._late = True
             raise too_large(MAX_DRAINED_BYTES) if self._seen > MAX_DRAINED_BYTES else too_late()
