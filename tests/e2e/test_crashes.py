@@ -158,8 +158,9 @@ async def post_with_retries(mesh: Mesh, author: int, content: str) -> int:
             response = await mesh.http.post("/posts", json={"user_id": author, "content": content}, headers=key)
             if response.status_code == 201:
                 return int(response.json()["post_id"])
-            assert response.status_code in (409, 503), response.text
-            assert response.status_code == 409 or response.headers["retry-after"]
+            # 408 where the mesh and this very process take turns on too few cores to send a body in time.
+            assert response.status_code in (408, 409, 503), response.text
+            assert response.status_code != 503 or response.headers["retry-after"]
         await asyncio.sleep(0.05)
     raise AssertionError("never acknowledged")
 
