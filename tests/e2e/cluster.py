@@ -15,9 +15,7 @@ import itertools
 import logging
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -29,13 +27,13 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import psycopg
-import pytest
 import yaml
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from launch import certificates, postgres, valkey
 from tests.e2e.mesh import ROOT
+from tests.manifests import rendered
 
 log = logging.getLogger(__name__)
 Document = dict[str, Any]
@@ -55,18 +53,6 @@ TARGET = re.compile(r"dns:///([a-z-]+):([0-9]+)")
 
 class ClusterError(Exception):
     """A pod does not come up; says which and why."""
-
-
-def rendered(overlay: str) -> list[Document]:
-    """The documents of an overlay."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None and os.environ.get("CI"):
-        pytest.fail("no kubectl")
-    if kubectl is None:
-        pytest.skip("no kubectl")
-    folder = ROOT / "k8s" / "overlays" / overlay
-    text = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True).stdout
-    return [document for document in yaml.safe_load_all(text) if document]
 
 
 class Dns(asyncio.DatagramProtocol):
@@ -417,7 +403,7 @@ def stores(folder: Path) -> Iterator[Stores]:
 @asynccontextmanager
 async def cluster(overlay: str, folder: Path, own: Stores) -> AsyncIterator[Cluster]:
     """A cluster of an overlay, with empty databases and nothing that runs yet, for the block."""
-    documents = rendered(overlay)
+    documents = [document for document in yaml.safe_load_all(rendered(overlay)) if document]
 
     def database(name: str) -> str:
         return f"{re.sub('[^a-z]', '_', folder.name)}_{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -20,16 +20,10 @@ PIXEL = bytes.fromhex(
 )
 
 
-@pytest.fixture(scope="module")
-def dev_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    with clusters.stores(tmp_path_factory.mktemp("dev-stores")) as own:
-        yield own
-
-
 @pytest_asyncio.fixture(scope="module")
-async def dev(tmp_path_factory: pytest.TempPathFactory, dev_stores: Stores) -> AsyncIterator[Cluster]:
+async def dev(tmp_path_factory: pytest.TempPathFactory, stores: Stores) -> AsyncIterator[Cluster]:
     """The overlay for trying out, all of it."""
-    async with cluster("dev", tmp_path_factory.mktemp("dev"), dev_stores) as made:
+    async with cluster("dev", tmp_path_factory.mktemp("dev"), stores) as made:
         await made.migrate()
         await made.up()
         yield made
@@ -123,9 +117,9 @@ async def test_a_wrong_manifest_says_what_is_wrong(dev: Cluster, fault: Callable
 
 
 async def test_a_process_waits_for_a_migration_that_is_half_done(
-    tmp_path_factory: pytest.TempPathFactory, dev_stores: Stores
+    tmp_path_factory: pytest.TempPathFactory, stores: Stores
 ) -> None:
-    async with cluster("dev", tmp_path_factory.mktemp("half"), dev_stores) as made:
+    async with cluster("dev", tmp_path_factory.mktemp("half"), stores) as made:
         await made.migrate()
         async with await clusters.connected(made.dsn("graph")) as connection:
             await connection.execute("DELETE FROM migrations WHERE area = 'services.graph' AND number = 4")

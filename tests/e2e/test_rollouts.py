@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -26,16 +26,10 @@ pytestmark = pytest.mark.alone
 SERVING = ("graph", "post", "ranking", "timeline", "session", "gateway")
 
 
-@pytest.fixture(scope="module")
-def prod_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    with clusters.stores(tmp_path_factory.mktemp("prod-stores")) as own:
-        yield own
-
-
 @pytest_asyncio.fixture(scope="module")
-async def prod(tmp_path_factory: pytest.TempPathFactory, prod_stores: Stores) -> AsyncIterator[Cluster]:
+async def prod(tmp_path_factory: pytest.TempPathFactory, stores: Stores) -> AsyncIterator[Cluster]:
     """The overlay for production, with two of each that serves: calls are mutual TLS."""
-    async with cluster("prod", tmp_path_factory.mktemp("prod"), prod_stores) as made:
+    async with cluster("prod", tmp_path_factory.mktemp("prod"), stores) as made:
         await made.migrate()
         await made.up(dict.fromkeys(SERVING, 2))
         yield made

@@ -28,6 +28,7 @@ from services.post import eraser
 from services.post import relay as post_relay
 from services.timeline import admin, fanout
 from services.timeline.config import AdminSettings
+from tests.manifests import lacking, rendered
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "tests" / "k8s_schemas"
@@ -45,28 +46,9 @@ Document = dict[str, Any]
 pytestmark = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
-def lacking(what: str) -> None:
-    """Skips, but not in CI, where it must be there."""
-    if os.environ.get("CI"):
-        pytest.fail(f"no {what}")
-    pytest.skip(f"no {what}")
-
-
-@cache
-def text(overlay: str) -> str:
-    """An overlay as it is applied; `<overlay>/admin` is what the operator applies besides."""
-    if not (kubectl := shutil.which("kubectl")):
-        lacking("kubectl")
-    result = subprocess.run(
-        [str(kubectl), "kustomize", ROOT / "k8s" / "overlays" / overlay], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @cache
 def documents(overlay: str) -> list[Document]:
-    return [document for document in yaml.safe_load_all(text(overlay)) if document]
+    return [document for document in yaml.safe_load_all(rendered(overlay)) if document]
 
 
 def of_kind(overlay: str, *kinds: str) -> dict[str, Document]:
@@ -150,8 +132,8 @@ def test_checkov_finds_nothing(overlay: str, tmp_path: Path) -> None:
     """Exceptions stand in the manifests, each with its reason."""
     if not CHECKOV.exists():
         lacking("checkov")
-    (tmp_path / "overlay.yaml").write_text(text(overlay))
-    (tmp_path / "admin.yaml").write_text(text(f"{overlay}/admin"))
+    (tmp_path / "overlay.yaml").write_text(rendered(overlay))
+    (tmp_path / "admin.yaml").write_text(rendered(f"{overlay}/admin"))
     shutil.copy(ROOT / "Dockerfile", tmp_path)
     command = f"{CHECKOV} --directory . --framework kubernetes dockerfile --skip-download --quiet --output json"
     result = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True, check=False)
