@@ -15,9 +15,9 @@ from gateway.addresses import Addresses, networks
 from gateway.app import App
 from gateway.config import Settings
 from gateway.health import Readiness
+from gateway.hub import Hub
 from gateway.issuers import OidcIssuer, OwnIssuer
 from gateway.limits import TIMEOUT_S, Limits
-from gateway.live import Hub
 from gateway.origins import Origins
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts

@@ -35,8 +35,9 @@ from gateway.exchange import (
     respond,
     unless_gone,
 )
+from gateway.hub import Hub
 from gateway.limits import READ, WRITE, Limits
-from gateway.live import PATH, Hub, LiveEvents, LiveSocket
+from gateway.live import PATH, LiveEvents, LiveSocket
 from gateway.media import Downloads, Uploads
 from gateway.origins import Origins
 from gateway.pages import UNLIMITED, Page

@@ -25,7 +25,7 @@ from gateway import openapi, server
 from gateway.app import App
 from gateway.exchange import MAX_DRAINED_BYTES
 from gateway.health import Readiness
-from gateway.live import Hub
+from gateway.hub import Hub
 from gateway.pages import pages
 from gateway.routes import CONTRACTS, of_contracts
 from runtime import callers, client, context, errors

@@ -15,8 +15,8 @@ import pytest_asyncio
 from feedmesh.post.v1 import post_pb2
 from feedmesh.timeline.v1 import timeline_pb2 as pb
 from feedmesh.timeline.v1.timeline_pb2_grpc import TimelineServiceStub, add_TimelineServiceServicer_to_server
-from gateway import live
-from gateway.live import Hub, Subscriber
+from gateway import hub as hubs
+from gateway.hub import Hub, Subscriber
 from launch.valkey import Running as Valkey
 from runtime import client, errors, members, tokens
 from services.timeline import news, watch
@@ -633,8 +633,8 @@ async def test_what_waits_for_a_client_is_not_shown_once_it_is_hidden(edge: Edge
 
 
 async def test_who_takes_too_little_is_told_of_a_gap(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_WAITING", 3)
-    monkeypatch.setattr(live, "LOST_S", 0.1)
+    monkeypatch.setattr(hubs, "MAX_WAITING", 3)
+    monkeypatch.setattr(hubs, "LOST_S", 0.1)
     slow, other = await edge.subscribe(ANN), await edge.subscribe(ANN)
     assert await edge.take(other) == []
     posts = [await edge.scene.write(BOB) for _ in range(6)]
@@ -648,8 +648,8 @@ async def test_who_takes_too_little_is_told_of_a_gap(edge: Edge, monkeypatch: py
 
 
 async def test_a_ping_takes_nothing_from_who_takes_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_WAITING", 3)
-    monkeypatch.setattr(live, "PING_S", 1)
+    monkeypatch.setattr(hubs, "MAX_WAITING", 3)
+    monkeypatch.setattr(hubs, "PING_S", 1)
     slow = await edge.subscribe(ANN)
     assert await edge.take(slow) == []
     posts = [await edge.scene.write(BOB) for _ in range(3)]
@@ -659,8 +659,8 @@ async def test_a_ping_takes_nothing_from_who_takes_nothing(edge: Edge, monkeypat
 
 
 async def test_one_person_has_so_many_connections_at_the_most(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_OF_USER", 2)
-    monkeypatch.setattr(live, "MAX_SUBSCRIBERS", 3)
+    monkeypatch.setattr(hubs, "MAX_OF_USER", 2)
+    monkeypatch.setattr(hubs, "MAX_SUBSCRIBERS", 3)
     ann, bob, eve = edge.scene.people
     first, _ = edge.hub.join(ann, b""), edge.hub.join(ann, b"")
     with pytest.raises(errors.Error) as refused:
@@ -679,10 +679,10 @@ async def test_a_feed_of_nobody_and_a_token_that_is_none(edge: Edge) -> None:
     with pytest.raises(errors.NotFound):
         await edge.take(nobody)
     for text in ("!", "a", "\u00e9", "A" * 200, "-_-_"):
-        subscriber = await edge.subscribe(ANN, live.token_of(text))
+        subscriber = await edge.subscribe(ANN, hubs.token_of(text))
         assert await edge.take(subscriber) == [("gap", 0)]
         edge.hub.leave(subscriber)
-    assert live.token_of("") == b""
+    assert hubs.token_of("") == b""
 
 
 async def test_a_hub_that_drains_lets_everybody_go_and_takes_nobody(edge: Edge) -> None:
@@ -783,7 +783,7 @@ async def test_news_of_whom_one_follows_anew_need_not_be_in_order(scene: Scene) 
 async def test_an_event_may_concern_more_clients_than_a_batch_holds(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "MAX_OF_USER", 3_000)
+    monkeypatch.setattr(hubs, "MAX_OF_USER", 3_000)
     first = await edge.subscribe(ANN)
     others = [edge.hub.join(edge.scene.people[person], b"") for person in (ANN, BOB) for _ in range(2_500)]
     async with asyncio.timeout(30):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.live import as_text, token_of
+from gateway.hub import as_text, token_of
 from runtime import streams, tokens
 
 NUMBERS = tuple(10 * partition for partition in range(streams.PARTITIONS))
