@@ -471,6 +471,16 @@ async def test_what_no_post_shows_goes_after_a_day_and_what_one_shows_stays(mesh
         assert bool(await mesh.stored(shown["media_id"])) == there
 
 
+async def test_who_shows_the_same_keeps_no_upload_of_another(mesh: Mesh) -> None:
+    ann, bob = await mesh.person(), await mesh.person()
+    made, same = await mesh.upload(ann, files.jpeg()), await mesh.upload(bob, files.jpeg())
+    assert made["media_id"] == same["media_id"]
+    await mesh.write(bob, same["media_url"])
+    await mesh.run("UPDATE media SET due_at = due_at - interval '24 hours'")
+    await mesh.clear()
+    assert await mesh.run("SELECT user_id FROM media") == [(bob,)]
+
+
 async def test_an_upload_of_the_same_again_does_not_lose_its_objects(mesh: Mesh) -> None:
     ann, bob = await mesh.person(), await mesh.person()
     made = await mesh.upload(ann, files.jpeg())
