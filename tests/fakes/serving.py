@@ -74,6 +74,7 @@ async def serving(
     notice_s: float = 0,
     name: str = "test",
     tls_dir: Path | None = None,
+    more_callers: tuple[str, ...] = (),
 ) -> AsyncIterator[Served]:
     """Serves for the block with `runtime.server.serve`, on a port of its own choice. For `notice_s` see there.
 
@@ -84,7 +85,7 @@ async def serving(
         max_concurrent_rpcs=max_concurrent_rpcs,
         mesh_secret=None if tls_dir else MESH_SECRET,
         tls_dir=tls_dir,
-        more_callers=() if tls_dir else (CALLER.name,),
+        more_callers=more_callers if tls_dir else (CALLER.name, *more_callers),
     )
     running = process.Process(name)
     with announced_port() as port:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,6 +23,7 @@ from prometheus_client import REGISTRY
 
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
+from launch.settings import free_port
 from runtime import callers, client, config, context, errors, logs, mesh, process, server
 from runtime.mesh import DEFAULT_DEADLINE_S, MAX_STREAM_S, SHAVE_S
 from tests.contract.expect import refusal
@@ -30,6 +34,7 @@ from tests.fakes.serving import CALLER, MESH_SECRET, Served, serving
 if TYPE_CHECKING:
     from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceAsyncStub
 
+ROOT = Path(__file__).parents[2]
 SERVICE = pb.DESCRIPTOR.services_by_name["GraphService"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -444,6 +449,34 @@ async def test_of_replicas_that_all_refuse_none_is_left_out_for_that(monkeypatch
                 await stub.GetUser(SOMEBODY)
 
 
+async def test_a_connection_ends_after_its_time_and_nothing_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that callers ask DNS anew, and new replicas get their share."""
+    peers: set[str] = set()
+
+    class Watched(Graph):
+        async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:
+            peers.add(context.peer())
+            return pb.GetUserResponse(user=pb.User(user_id=request.user_id))
+
+    async def wait() -> None:
+        if graph.yielded:
+            await finish.wait()
+
+    monkeypatch.setattr(mesh, "CONNECTIONS", mesh.Connections(age_s=0.3))
+    finish, graph = asyncio.Event(), Watched(wait)
+    async with running(graph) as here:
+        stream = export(here)
+        await anext(stream)
+
+        async def several_were_made() -> bool:
+            await here.stub.GetUser(SOMEBODY)
+            return len(peers) >= 4
+
+        await until(several_were_made)
+        finish.set()
+        assert [record.tie.user_id async for record in stream] == [1, 2]
+
+
 async def test_a_replica_that_is_stopped_fails_no_write() -> None:
     async with (
         running(Graph(nothing), notice_s=server.NOTICE_S) as first,
@@ -664,6 +697,27 @@ async def test_health_is_serving_when_up_and_not_from_the_moment_of_stopping_whi
             await here.stub.GetUser(SOMEBODY)
 
 
+async def test_a_process_whose_database_is_away_lives() -> None:
+    """Or it would be started again and again, which brings no database back."""
+    asked = asyncio.Event()
+
+    async def away(report: server.Report) -> None:
+        await report(False)
+        asked.set()
+
+    here, address = process.Process("here"), f"127.0.0.1:{free_port()}"
+    await here.report(process.LIVE, True)
+    settings = config.ServerSettings(mesh_secret=MESH_SECRET)
+    async with process.answering_probes(here, address):
+        task = asyncio.create_task(server.serve(here, settings, [], [SERVICE], watch=away, notice_s=0))
+        await asyncio.wait_for(asked.wait(), 5)
+        for name in ("", SERVICE.full_name):
+            assert await health_of(address, name) == NOT_SERVING
+        assert await health_of(address, process.LIVE) == SERVING
+        here.stopping.set()
+        await task
+
+
 async def test_a_drain_ends_though_a_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "DRAIN_S", 0.1)
     graph = Graph(lambda: asyncio.Event().wait())  # type: ignore[arg-type, return-value]
@@ -735,6 +789,40 @@ async def test_calls_are_counted_and_timed_under_the_names_that_dashboards_know(
 
 
 # The life of a process.
+
+IDLE = """
+import sys
+from runtime import config, process
+
+async def serve(running):
+    print("up", flush=True)
+    await running.stopping.wait()
+
+process.run("idle", config.load(getattr(config, sys.argv[1])), serve)
+"""
+
+
+@pytest.mark.parametrize(("kind", "ready"), [("ServerSettings", NOT_SERVING), ("Settings", SERVING)])
+async def test_a_worker_can_do_its_work_when_it_is_up_and_a_server_not_until_it_serves(kind: str, ready: int) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
+    env |= {"FEEDMESH_HEALTH_ADDRESS": address}
+    env |= {"FEEDMESH_MESH_SECRET": MESH_SECRET} if kind == "ServerSettings" else {}
+    idle = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", IDLE, kind, cwd=ROOT, env=env, stdout=asyncio.subprocess.PIPE
+    )
+    assert idle.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            while await idle.stdout.readline() != b"up\n":
+                assert not idle.stdout.at_eof()
+        assert await health_of(address) == ready
+        assert await health_of(address, process.LIVE) == SERVING
+        idle.terminate()
+        assert await asyncio.wait_for(idle.wait(), 10) == 0
+    finally:
+        if idle.returncode is None:
+            idle.kill()
 
 
 async def test_a_workers_round_comes_again_at_once_while_there_is_more_and_ends_with_the_process() -> None:

@@ -8,19 +8,23 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feedmesh.graph.v1 import graph_pb2 as pb
 from feedmesh.graph.v1.graph_pb2_grpc import GraphServiceStub, add_GraphServiceServicer_to_server
 from feedmesh.post.v1 import post_pb2
-from launch.certificates import MESH, Authority
+from launch.certificates import MESH, RENEWED, Authority
 from launch.settings import free_port
 from runtime import callers, client, config, errors, process, tls
 from tests.fakes.graph import FakeGraph
@@ -62,11 +66,13 @@ def who(folder: Path, name: str) -> callers.Caller:
 
 
 @asynccontextmanager
-async def graph_of(folder: Path, graph: Graph | None = None) -> AsyncIterator[str]:
+async def graph_of(folder: Path, graph: Graph | None = None, more_callers: tuple[str, ...] = ()) -> AsyncIterator[str]:
     """The graph's server with its certificate; where it is."""
     servicer = graph or Graph()
     registration = partial(add_GraphServiceServicer_to_server, servicer)
-    async with serving(registration, services=(GRAPH,), name="graph", tls_dir=folder / "graph") as served:
+    async with serving(
+        registration, services=(GRAPH,), name="graph", tls_dir=folder / "graph", more_callers=more_callers
+    ) as served:
         yield served.target
 
 
@@ -87,6 +93,22 @@ async def test_who_is_among_the_callers_of_an_rpc_may_call_it(folder: Path, capl
         with pytest.raises(errors.Forbidden, match="timeline-webhook is not among the callers"):
             async with client.connect(target, who(folder, "timeline-webhook"), GRAPH) as channel:
                 await GraphServiceStub(channel).GetUser(SOMEBODY)
+
+
+async def test_one_more_caller_may_call_everything_and_nobody_else_may(folder: Path) -> None:
+    Authority(folder).issue(["reader"])
+    async with graph_of(folder) as target:
+        assert await call(folder, "reader", target) == "NOT_A_CALLER"
+    async with graph_of(folder, more_callers=("reader",)) as target:
+        assert await call(folder, "reader", target) == ""
+        assert await call(folder, "timeline-webhook", target) == "NOT_A_CALLER"
+
+
+async def test_who_is_called_nearly_as_a_caller_is_none(folder: Path) -> None:
+    Authority(folder).issue(["gateway-of-others", "gate"])
+    async with graph_of(folder) as target:
+        for name in ("gateway-of-others", "gate"):
+            assert await call(folder, name, target) == "NOT_A_CALLER"
 
 
 @pytest.mark.parametrize("how", ["in plain", "without a certificate", "by the mesh's secret"])
@@ -124,6 +146,63 @@ async def test_a_certificate_that_does_not_count_is_refused(folder: Path, tmp_pa
                 await GraphServiceStub(channel).GetUser(SOMEBODY, timeout=3)
         wanted = "UNKNOWN_CALLER" if fault == "of another mesh" else "UNAVAILABLE"
         assert refused.value.reason == wanted
+
+
+async def test_a_certificate_without_a_process_makes_nobody_of_who_says_a_name(folder: Path) -> None:
+    Authority(folder).issue(["stranger"], mesh="https://feedmesh.internal/")
+    key, chain = [(folder / "stranger" / name).read_bytes() for name in ("tls.key", "tls.crt")]
+    credentials = grpc.ssl_channel_credentials((folder / "ca.crt").read_bytes(), key, chain)
+    as_graph = [("grpc.ssl_target_name_override", "graph")]
+    async with (
+        graph_of(folder) as target,
+        grpc.aio.secure_channel(target, credentials, options=as_graph) as channel,
+    ):
+        # A proof by no secret, which anybody can make, and by what is none.
+        for secret in ("", "None"):
+            shown = callers.caller("gateway", secret).metadata
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await GraphServiceStub(channel).GetUser(SOMEBODY, timeout=5, metadata=shown)
+            assert errors.from_rpc(refused.value, "").reason == "UNKNOWN_CALLER"
+
+
+async def test_authorities_may_be_between_a_certificate_and_the_one_that_counts(tmp_path: Path) -> None:
+    root, between = tmp_path / "root", tmp_path / "between"
+    root.mkdir()
+    between.mkdir()
+    top = ec.generate_private_key(ec.SECP256R1())
+    (root / "ca.crt").write_bytes(authority("root", top, "root", top))
+    own = ec.generate_private_key(ec.SECP256R1())
+    (between / "ca.crt").write_bytes(authority("between", own, "root", top))
+    (between / "ca.key").write_bytes(
+        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    Authority(between).issue(["graph", "gateway"])
+    for name in ("graph", "gateway"):
+        with (between / name / "tls.crt").open("ab") as chain:
+            chain.write((between / "ca.crt").read_bytes())
+        shutil.copy(root / "ca.crt", between / name / "ca.crt")
+    async with graph_of(between) as target:
+        assert await call(between, "gateway", target) == ""
+
+
+def authority(name: str, key: ec.EllipticCurvePrivateKey, by: str, signing: ec.EllipticCurvePrivateKey) -> bytes:
+    """The certificate of an authority."""
+    subject, issuer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, by))
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_certificates_of_the_launcher_are_renewed_in_time_and_nobody_elses_to_read(folder: Path) -> None:
+    left = tls.read(folder / "graph").expires - datetime.now(UTC)
+    assert left > 2 * RENEWED  # one that is late does no harm
+    for secret in (folder / "ca.key", folder / "graph" / "tls.key"):
+        assert secret.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_service_that_is_another_is_not_called(folder: Path) -> None:
@@ -226,6 +305,25 @@ def served_by(target: str, mine: Path) -> bytes:
         shown = tls_.getpeercert(binary_form=True)
     assert shown is not None
     return ssl.DER_cert_to_PEM_cert(shown).encode()
+
+
+async def test_other_authorities_count_as_soon_as_they_are_there(folder: Path, tmp_path: Path) -> None:
+    Authority(tmp_path / "fresh").issue(["graph", "gateway"])
+    async with graph_of(folder) as target:
+        assert await call(tmp_path / "fresh", "gateway", target) == "UNAVAILABLE"
+        shutil.copytree(tmp_path / "fresh" / "graph", folder / "graph", dirs_exist_ok=True)
+        await tls.keeper(folder / "graph").look()
+        assert await call(tmp_path / "fresh", "gateway", target) == ""
+        assert await call(folder, "gateway", target) == "UNAVAILABLE"
+
+
+async def test_a_channel_that_is_closed_is_not_renewed(folder: Path) -> None:
+    me = who(folder, "gateway")
+    assert me.tls is not None
+    async with client.connect("127.0.0.1:1", me, GRAPH), client.connect("127.0.0.1:2", me, GRAPH) as other:
+        await other.close()
+        assert len(me.tls.changed) == 1
+    assert me.tls.changed == []
 
 
 async def test_what_is_half_written_changes_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ from kubernetes_validate.utils import validate
 
 from gateway import server as gateway_server
 from launch.processes import FEEDMESH, Process
-from runtime import config, server, streams
+from runtime import config, server, streams, tls
 from services.graph import relay as graph_relay
 from services.post import eraser
 from services.post import relay as post_relay
@@ -240,6 +240,8 @@ def test_processes_are_told_where_everything_is(overlay: str) -> None:
         assert targets == {f"FEEDMESH_{each.upper()}_TARGET": f"dns:///{each}:{GRPC}" for each in process.calls}
         for each in process.calls:
             assert services[each]["spec"]["clusterIP"] == "None"
+            # A name without any address gRPC asks for ever more seldom.
+            assert services[each]["spec"]["publishNotReadyAddresses"] is True
             assert [port["port"] for port in services[each]["spec"]["ports"]] == [GRPC]
         meshed = process.grpc or bool(process.calls)
         assert ("FEEDMESH_TLS_DIR" in told) == (meshed and tls)
@@ -248,6 +250,29 @@ def test_processes_are_told_where_everything_is(overlay: str) -> None:
         if process.database:
             reference = env_of(of_kind(overlay, "Deployment")[name])["FEEDMESH_POSTGRES_DSN"]
             assert secret_of(reference) == (f"{process.database}-db-app", "uri")
+
+
+def test_certificates_are_as_processes_take_them(overlay: str) -> None:
+    """What runtime/tls.py asks of them, and that whoever runs as the process can read them."""
+    own = [*of_kind(overlay, *PODS).values(), *of_kind(f"{overlay}/admin", *PODS).values()]
+    holders = [each for each in own if "FEEDMESH_TLS_DIR" in env_of(each)]
+    assert bool(holders) == (overlay != "dev")
+    for document in holders:
+        pod = pod_of(document)
+        [volume] = [each for each in pod["volumes"] if "csi" in each]
+        [mount] = [each for each in container_of(document)["volumeMounts"] if each["name"] == volume["name"]]
+        assert mount["mountPath"] == env_of(document)["FEEDMESH_TLS_DIR"]["value"]
+        said = {key.partition("/")[2]: value for key, value in volume["csi"]["volumeAttributes"].items()}
+        assert said["uri-sans"] == f"{tls.SCHEME}feedmesh.internal/ns/${{POD_NAMESPACE}}/sa/${{SERVICE_ACCOUNT_NAME}}"
+        assert said["dns-names"] == "${SERVICE_ACCOUNT_NAME}"
+        assert {"server auth", "client auth"} <= set(said["key-usages"].split(","))
+        assert int(said["fs-group"]) == pod["securityContext"]["runAsGroup"]
+        issuer = of_kind(overlay, said["issuer-kind"])[said["issuer-name"]]
+        made = {each["spec"]["secretName"]: each["spec"] for each in of_kind(overlay, "Certificate").values()}
+        authority = made[issuer["spec"]["ca"]["secretName"]]
+        assert authority["isCA"] is True
+        # With another key at once, processes of before and after would not take each other's.
+        assert authority["privateKey"]["rotationPolicy"] == "Never"
 
 
 def test_every_key_of_a_secret_is_made_or_documented(overlay: str) -> None:
@@ -312,6 +337,8 @@ def test_services_and_budgets_find_their_pods(overlay: str) -> None:
             selector = each["spec"]["selector"]
             selector = selector.get("matchLabels", selector)
             assert [pod for pod, labels in pods.items() if selector.items() <= labels.items()] == [name]
+    for budget in of_kind(overlay, "PodDisruptionBudget").values():
+        assert budget["spec"]["maxUnavailable"] == 1  # with none no node could be emptied
     for name, process in processes(overlay).items():
         assert (name in of_kind(overlay, "Service")) == (process.grpc or process.http)
         rolling = of_kind(overlay, "Deployment")[name]["spec"]["strategy"]["rollingUpdate"]
@@ -520,6 +547,20 @@ def test_only_some_may_reach_what_is_outside(overlay: str) -> None:
         assert not [pod.name for pod in pods(overlay) if allowed(overlay, "Ingress", pod, port, OUTSIDE)]
     open_to_all = {pod.name for pod in pods(overlay) if allowed(overlay, "Ingress", pod, HTTP, OUTSIDE)}
     assert open_to_all == (set() if overlay == "prod" else {"gateway"})
+
+
+def test_all_may_ask_dns(overlay: str) -> None:
+    system = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    for pod in pods(overlay):
+        asked = {
+            (port["protocol"], port["port"])
+            for each in of_kind(overlay, "NetworkPolicy").values()
+            if "Egress" in each["spec"]["policyTypes"] and selects(each["spec"]["podSelector"], pod.labels)
+            for rule in each["spec"].get("egress", ())
+            if system in rule.get("to", ())
+            for port in rule["ports"]
+        }
+        assert {("UDP", 53), ("TCP", 53)} <= asked, pod.name
 
 
 def test_prometheus_may_read_all_metrics(overlay: str) -> None:

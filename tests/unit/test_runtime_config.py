@@ -103,3 +103,24 @@ def test_a_bound_of_none_is_refused(
         "FEEDMESH_MAX_CONCURRENT_RPCS",
         "FEEDMESH_POSTGRES_POOL_SIZE",
     ]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "10.0.0.1:1",
+        "127.0.0.1:1,10.0.0.1:1",
+        "10.0.0.1:1,127.0.0.1:1",
+        "graph:50051",
+        "dns:///graph:50051",
+        "localhost.example.org:1",
+    ],
+)
+def test_calls_do_not_leave_the_machine_in_plain(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    environment.setenv("FEEDMESH_GRAPH_TARGET", target)
+    [line] = failure(capsys)
+    assert line.startswith("FEEDMESH_GRAPH_TARGET: calls would leave this machine without TLS")
+    environment.setenv("FEEDMESH_PLAINTEXT", "true")
+    assert config.load(PostSettings).graph_target == target
