@@ -135,12 +135,12 @@ async def test_a_certificate_that_does_not_count_is_refused(folder: Path, tmp_pa
             Authority(mine).issue(["gateway"])
             shutil.copy(folder / "ca.crt", mine / "gateway" / "ca.crt")
         elif fault == "expired":
-            Authority(folder).issue(["gateway"], lifetime=timedelta(seconds=1))
+            Authority(folder).issue(["gateway"], lifetime=timedelta(seconds=3))
         else:
             Authority(folder).issue(["gateway"], mesh=MESH.replace("/ns/feedmesh/", "/ns/staging/"))
         me = who(mine, "gateway")
         if fault == "expired":
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(3.5)
         async with client.connect(target, me, GRAPH) as channel:
             with pytest.raises(errors.Error) as refused:
                 await GraphServiceStub(channel).GetUser(SOMEBODY, timeout=3)
