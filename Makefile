@@ -27,8 +27,8 @@ bench-edge: .venv/installed ## what limits cost, and what one user who goes beyo
 	@exec $(BIN)/python -m bench.edge
 
 test: .venv/installed .venv/checkov/installed ## everything that tests it: unit, contract, integration and end-to-end
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
-	@exec $(BIN)/python -m pytest -n 0 -m alone
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
+	@exec $(BIN)/python -m pytest -n 0 tests/e2e
 
 soak: .venv/installed ## the test of feeds on other steps each time: FEEDMESH_SOAK_STEPS of them, 50,000 if not said
 	@FEEDMESH_SOAK_STEPS=$${FEEDMESH_SOAK_STEPS:-50000} exec $(BIN)/python -m pytest -n 0 tests/integration/test_feed_machine.py

@@ -25,7 +25,7 @@ from launch.screen import Screen
 from launch.settings import HOST, Addresses, Refused, Settings
 from launch.supervise import LAST_LINES, Child, Command, StartFailed, describe, run, stop
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 SECOND_SIGNAL_SECONDS = 0.5  # a closed terminal sends several at once: those are one wish
 
 HELP = f"""\

@@ -17,8 +17,6 @@ from bench.client import DemoError
 from bench.population import Plan, Population
 from bench.reads import Reads, first_pages, measure
 
-pytestmark = pytest.mark.alone
-
 PLAN = Plan(users=300, follows=100, writers=300, posts=10)
 MOST = 25.0
 """CPU of a read: the mesh's, stores included, over the floor's."""

@@ -11,8 +11,6 @@ from bench import edge, live, loads, results, suite
 from bench.client import DemoError
 from bench.figures import Notes
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.timeout(400)
 def test_every_figure_is_measured(

@@ -12,8 +12,6 @@ from tests.e2e import cluster as clusters
 from tests.e2e.clients import client_of, goes_round
 from tests.e2e.cluster import Cluster, ClusterError, Document, Stores, cluster
 
-pytestmark = pytest.mark.alone
-
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001a5f64540"
     "0000000049454e44ae426082"

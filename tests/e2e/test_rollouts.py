@@ -21,8 +21,6 @@ from tests.e2e.clients import goes_round, loaded
 from tests.e2e.cluster import Cluster, ClusterError, Stores, cluster
 from tests.e2e.mesh import ROOT
 
-pytestmark = pytest.mark.alone
-
 SERVING = ("graph", "post", "ranking", "timeline", "session", "gateway")
 
 

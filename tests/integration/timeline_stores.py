@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from feedmesh.post.v1.post_pb2_grpc import PostServiceAsyncStub
 
 ACTIVE_S = 3600
+PATIENCE_S = 10.0
+"""How long Redis may take to answer on a machine that has much else to do."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class TimelineStores:
         """What one more replica reads from: a guard, a client and caches of its own."""
         guard = Guard(self.pool, self.client)
         await guard.look()
-        own = await self.stack.enter_async_context(redis.connect(settings(self.url), on_connect=guard.admit))
+        own = await self.stack.enter_async_context(
+            redis.connect(settings(self.url), timeout_s=PATIENCE_S, on_connect=guard.admit)
+        )
         timelines = Timelines(own, ACTIVE_S, self.timelines.cap, self.timelines.slack)
         return Sources(post, guard, timelines, Authors(timelines, post), Modes(self.pool))
 
@@ -69,7 +73,7 @@ async def timeline_stores(
         AsyncExitStack() as stack,
         databases.lend("services.timeline") as dsn,
         postgres.connect(settings_of(dsn)) as pool,
-        redis.connect(settings(valkey.url), timeout_s=5) as client,
+        redis.connect(settings(valkey.url), timeout_s=PATIENCE_S) as client,
     ):
         await client.flushall()
         yield TimelineStores(valkey.url, dsn, client, pool, Timelines(client, ACTIVE_S, cap, slack), stack)

@@ -14,8 +14,6 @@ from aiohttp.test_utils import TestServer
 from bench import loads
 from bench.client import DemoError
 
-pytestmark = pytest.mark.alone
-
 try:
     loads.find_wrk()
     loads.find_k6()
