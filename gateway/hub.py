@@ -59,7 +59,6 @@ AGAIN_S = (0.05, 0.5)
 """How long to wait before a stream that broke is opened again."""
 GREETING_S = 5.0
 """How long a client waits while the mesh begins to tell nobody. While others are being begun it waits its turn."""
-
 NOTES_AGAIN_S = 2.0
 """After how long notifications are looked at again that could not be read."""
 LOST, LOST_S = b"?", 1.0

@@ -81,6 +81,7 @@ class Mesh:
             except NotNowError:
                 if time.monotonic() > begun + seconds:
                     raise
+                await asyncio.sleep(0.05)
                 continue
             shown = [post["post_id"] for post in posts]
             assert len(shown) == len(set(shown)), "a post was shown twice"

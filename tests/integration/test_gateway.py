@@ -406,7 +406,7 @@ async def pieces(size: int) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("path", ["/like", "/nothing", "/feed"])
 async def test_a_refused_body_is_drained_so_that_the_answer_arrives(running: Running, path: str) -> None:
-    for content in (b"a" * (7 * MIB), pieces(7 * MIB)):
+    for content in (b"a" * (16 * MIB), pieces(16 * MIB)):
         response = await running.http.post(path, content=content, headers={"content-type": "application/json"})
         assert response.status_code == {"/like": 413, "/nothing": 404, "/feed": 405}[path]
         assert response.headers["connection"] == "close"
